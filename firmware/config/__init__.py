@@ -1,0 +1,1 @@
+"""The desired document: typed, revisioned, commit-confirmed."""

@@ -1,0 +1,1 @@
+"""What crosses between gateway and cloud: topics, messages, and the block format."""
