@@ -55,7 +55,8 @@ class Reporter:
             self._since_us = now_us
         self._last = (state, summary, detail)
         write_atomic(
-            self._path, msgspec.json.encode(Observed(self._service, state, summary, self._since_us, now_us, detail))
+            self._path,
+            msgspec.json.encode(Observed(self._service, state, summary, self._since_us, now_us, detail)),
         )
 
 

@@ -31,7 +31,9 @@ TagName = Annotated[
 ]
 Address = Annotated[str, Meta(min_length=1, max_length=253, description="an IP address or a host name")]
 
-TagType = Literal["bool", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "string"]
+TagType = Literal[
+    "bool", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64", "string"
+]
 
 
 class Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

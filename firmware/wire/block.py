@@ -73,8 +73,6 @@ class Quality(IntEnum):
     DEVICE_ERROR = 130
 
 
-
-
 VALUE_TYPES = "?bBhHiIqQfds"
 
 
@@ -135,7 +133,9 @@ def encode_samples(block: BlockId, samples: Sequence[Sample], offset_us: int) ->
 
 def encode_events(block: BlockId, events: Sequence[Event], offset_us: int) -> bytes:
     """Seal events (at least one) into a block."""
-    return _seal(block, Kind.EVENTS, msgspec.json.encode(list(events)), [e.time_us for e in events], offset_us)
+    return _seal(
+        block, Kind.EVENTS, msgspec.json.encode(list(events)), [e.time_us for e in events], offset_us
+    )
 
 
 def read_header(data: bytes | memoryview) -> Header:
@@ -165,7 +165,18 @@ def _seal(block: BlockId, kind: Kind, raw: bytes, times: Sequence[int], offset_u
     codec, body = (1, packed) if len(packed) < len(raw) else (0, raw)
     device, stream = block.device.encode(), block.stream.encode()
     head = _HEAD.pack(
-        MAGIC, kind, codec, 0, block.boot, block.seq, min(times), max(times), offset_us, len(times), len(raw), len(body)
+        MAGIC,
+        kind,
+        codec,
+        0,
+        block.boot,
+        block.seq,
+        min(times),
+        max(times),
+        offset_us,
+        len(times),
+        len(raw),
+        len(body),
     )
     data = b"".join((head, bytes([len(device)]), device, bytes([len(stream)]), stream, body))
     if len(data) + _CRC.size > MAX_BLOCK or len(raw) > MAX_RAW:
@@ -187,7 +198,9 @@ def _open(data: bytes) -> tuple[Header, int, bytes, int]:
     except (IndexError, UnicodeDecodeError) as error:
         raise BlockError(f"device or stream name is damaged: {error}") from error
     if at + body_len + _CRC.size != len(data) or raw_len > MAX_RAW:
-        raise BlockError(f"lengths do not add up: body {body_len}, unpacked {raw_len}, block {len(data)} bytes")
+        raise BlockError(
+            f"lengths do not add up: body {body_len}, unpacked {raw_len}, block {len(data)} bytes"
+        )
     header = Header(BlockId(device, stream, boot, seq), Kind(kind), first, last, offset, count)
     return header, codec, data[at : at + body_len], raw_len
 

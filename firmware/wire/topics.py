@@ -1,13 +1,13 @@
 """MQTT topics. A device writes only below its own `up/` and reads only below its own `down/`.
 
-    sp/v1/<device>/up/block/<lane>/<stream>   a block, as sealed on flash (lane: live, backfill)
-    sp/v1/<device>/up/status                  Status, retained; the last will says offline
-    sp/v1/<device>/up/time                    TimeRequest
-    sp/v1/<device>/up/clock                   ClockReport
-    sp/v1/<device>/up/pong                    Pong
-    sp/v1/<device>/down/ack                   Ack: stored, may be forgotten
-    sp/v1/<device>/down/time                  TimeReply
-    sp/v1/<device>/down/ping                  Ping
+sp/v1/<device>/up/block/<lane>/<stream>   a block, as sealed on flash (lane: live, backfill)
+sp/v1/<device>/up/status                  Status, retained; the last will says offline
+sp/v1/<device>/up/time                    TimeRequest
+sp/v1/<device>/up/clock                   ClockReport
+sp/v1/<device>/up/pong                    Pong
+sp/v1/<device>/down/ack                   Ack: stored, may be forgotten
+sp/v1/<device>/down/time                  TimeReply
+sp/v1/<device>/down/ping                  Ping
 """
 
 from __future__ import annotations
