@@ -61,7 +61,7 @@ class Reporter:
 
 
 def read_all(folder: Path | None = None) -> dict[str, Observed]:
-    """Every service's observed document by name. One that can't be read is reported as failed, not left out."""
+    """Every service's observed document by name. One that can't be read counts as failed."""
     found = {}
     for path in sorted((folder or paths.STATUS).glob("*.json")):
         try:
@@ -74,15 +74,20 @@ def read_all(folder: Path | None = None) -> dict[str, Observed]:
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
     """Replace a file as a whole: readers see the old or the new one, also after a power cut if `durable`."""
     temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "wb", opener=lambda p, flags: os.open(p, flags, mode)) as file:  # noqa: PTH123
+    with open(temporary, "wb", opener=lambda p, flags: os.open(p, flags, mode)) as file:
         file.write(data)
         if durable:
             file.flush()
             os.fsync(file.fileno())
     temporary.replace(path)
     if durable:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames and removals in a folder last over a power cut."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

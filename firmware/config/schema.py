@@ -37,10 +37,11 @@ TagType = Literal[
 
 
 class Section(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Base of every section: keyword-only, immutable, no unknown keys."""
+    """Base of every section: no unknown keys. `frozen` and `kw_only` are repeated below: mypy wants the one,
+    msgspec the other."""
 
 
-class Cloud(Section):
+class Cloud(Section, frozen=True, kw_only=True):
     enabled: bool = False
     """Communication with the cloud; off until the owner allows it (L08)."""
     host: Address = "mqtt.sallyport.example"
@@ -50,7 +51,7 @@ class Cloud(Section):
     """Rate of history behind the live data."""
 
 
-class Wan(Section):
+class Wan(Section, frozen=True, kw_only=True):
     """The company side: one Ethernet link in this version (X77, X78)."""
 
     mode: Literal["dhcp", "static"] = "dhcp"
@@ -60,25 +61,25 @@ class Wan(Section):
     """With DHCP and none given here: the servers that DHCP names (X74)."""
 
 
-class Lan(Section):
+class Lan(Section, frozen=True, kw_only=True):
     """The machine side."""
 
     address: Annotated[str, Meta(description='address and prefix, as "192.168.10.1/24"')] = "192.168.10.1/24"
 
 
-class Log(Section):
+class Log(Section, frozen=True, kw_only=True):
     sync_s: Annotated[float, Meta(ge=1, le=60, description="1 to 60 seconds")] = 5.0
     """Samples are sealed and synced to flash this often; a power cut loses at most this much."""
     quota_mib: Annotated[int, Meta(ge=1, le=1_000_000, description="1 to 1000000 MiB")] = 6144
     """Room for all streams together; the oldest segment goes first."""
 
 
-class Tag(Section):
+class Tag(Section, frozen=True, kw_only=True):
     name: TagName
     table: Literal["holding", "input", "coil", "discrete"] = "holding"
     address: Annotated[int, Meta(ge=0, le=65535, description="0 to 65535, counted from 0")]
     type: TagType = "uint16"
-    length: Annotated[int, Meta(ge=1, le=250, description="registers of a string, 1 to 120")] = 1
+    length: Annotated[int, Meta(ge=1, le=120, description="1 to 120 registers")] = 1
     """Registers, for strings only."""
     word_order: Literal["big", "little"] = "big"
     """Which register of a 32- or 64-bit value comes first: the high one (big) or the low one."""
@@ -93,7 +94,7 @@ class Tag(Section):
     unit: Annotated[str, Meta(max_length=20, description="at most 20 characters")] = ""
 
 
-class Plc(Section):
+class Plc(Section, frozen=True, kw_only=True):
     name: Name
     protocol: Literal["modbus-tcp"] = "modbus-tcp"
     host: Address
@@ -107,7 +108,7 @@ class Plc(Section):
     tags: list[Tag] = field(default_factory=list)
 
 
-class Desired(Section):
+class Desired(Section, frozen=True, kw_only=True):
     """The whole document."""
 
     schema: Literal[1] = 1

@@ -82,6 +82,21 @@ class Status(msgspec.Struct, frozen=True):
     observed: dict[str, dict[str, Any]] = {}
 
 
+_BOOT = 16
+
+
+def block_ref(boot: bytes, seq: int) -> bytes:
+    """Names a block beside its bytes (MQTT 5 correlation data), so that one can be refused that is unreadable."""
+    return boot + seq.to_bytes(8, "little")
+
+
+def parse_block_ref(data: bytes | None) -> tuple[bytes, int] | None:
+    """Boot and sequence; None when there is no usable reference."""
+    if data is None or len(data) != _BOOT + 8:
+        return None
+    return data[:_BOOT], int.from_bytes(data[_BOOT:], "little")
+
+
 def encode(message: msgspec.Struct) -> bytes:
     return msgspec.json.encode(message)
 

@@ -1,0 +1,1 @@
+"""Broker -> durable buffer -> stores. `__main__.py` receives, `worker.py` moves on; either may die at any time."""

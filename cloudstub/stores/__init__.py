@@ -1,0 +1,1 @@
+"""Where data rests: machine data (`series`) and everything about gateways (`platform`), in separate databases."""

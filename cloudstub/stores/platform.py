@@ -1,0 +1,232 @@
+"""What the platform knows of gateways: presence, what their services report, events. Not machine data (D10, L20)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cloudstub.stores.series import Change, Known
+from cloudstub.stores.sqlite import connect, connect_readonly, transaction
+from firmware.wire.block import BlockId, Event, Header, Kind
+from firmware.wire.messages import Status
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS gateways (
+    device TEXT PRIMARY KEY, online INTEGER NOT NULL DEFAULT 0, since_us INTEGER NOT NULL DEFAULT 0,
+    seen_us INTEGER NOT NULL DEFAULT 0, version TEXT NOT NULL DEFAULT '', boot TEXT NOT NULL DEFAULT '',
+    observed TEXT NOT NULL DEFAULT '{}', observed_us INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS event_blocks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, stream TEXT NOT NULL, boot BLOB NOT NULL,
+    seq INTEGER NOT NULL, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL, offset_us INTEGER NOT NULL,
+    epoch_us INTEGER NOT NULL, estimated INTEGER NOT NULL, received_us INTEGER NOT NULL,
+    UNIQUE (device, stream, boot, seq));
+CREATE TABLE IF NOT EXISTS events (
+    device TEXT NOT NULL, time_us INTEGER NOT NULL, block INTEGER NOT NULL, n INTEGER NOT NULL,
+    stream TEXT NOT NULL, name TEXT NOT NULL, severity TEXT NOT NULL, data TEXT NOT NULL,
+    PRIMARY KEY (device, time_us, block, n)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+class StampedEvents(NamedTuple):
+    """A decoded block of events with the epoch that its times count from."""
+
+    header: Header
+    events: Sequence[Event]
+    epoch_us: int
+    estimated: bool
+    received_us: int
+
+
+class Gateway(NamedTuple):
+    device: str
+    online: bool
+    since_us: int
+    """Since when it is online or offline."""
+    seen_us: int
+    """When it was heard of last."""
+    version: str
+    boot: str
+    observed: dict[str, Any]
+    """Observed documents of its services by name; the last known ones while it is offline."""
+    observed_us: int
+
+
+class StoredEvent(NamedTuple):
+    time_us: int
+    service: str
+    name: str
+    severity: str
+    data: dict[str, Any]
+
+
+class PlatformWriter:
+    """The mover's side. Every call is one transaction and may be repeated."""
+
+    def __init__(self, path: Path, *, busy_s: float = 10.0) -> None:
+        self._db = connect(path, _SCHEMA, busy_s=busy_s)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def put(self, statuses: Sequence[tuple[str, int, Status]], blocks: Sequence[StampedEvents]) -> int:
+        """Store statuses (device, received_us, status) and events. Returns how many events were new."""
+        with transaction(self._db):
+            for device, received_us, status in statuses:
+                self._put_status(device, received_us, status)
+            return sum(self._put_events(block) for block in blocks)
+
+    def seen(self, devices: dict[str, int]) -> None:
+        """Note when gateways were last heard of."""
+        with transaction(self._db):
+            self._db.executemany(
+                "INSERT INTO gateways (device, seen_us) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET"
+                " seen_us = max(seen_us, excluded.seen_us)",
+                devices.items(),
+            )
+
+    def _put_status(self, device: str, received_us: int, status: Status) -> None:
+        self._db.execute("INSERT OR IGNORE INTO gateways (device) VALUES (?)", (device,))
+        self._db.execute(
+            "UPDATE gateways SET since_us = CASE WHEN online = ?1 AND since_us THEN since_us ELSE ?2 END,"
+            " online = ?1, seen_us = max(seen_us, CASE WHEN ?1 THEN ?2 ELSE 0 END) WHERE device = ?3",
+            (status.online, received_us, device),
+        )
+        if status.online:  # the last will knows nothing of the services
+            self._db.execute(
+                "UPDATE gateways SET version = ?, boot = ?, observed = ?, observed_us = ? WHERE device = ?",
+                (
+                    status.version,
+                    status.boot,
+                    msgspec.json.encode(status.observed).decode(),
+                    received_us,
+                    device,
+                ),
+            )
+
+    def _put_events(self, block: StampedEvents) -> int:
+        header = block.header
+        added = self._db.execute(
+            "INSERT OR IGNORE INTO event_blocks (device, stream, boot, seq, first_us, last_us, offset_us, epoch_us,"
+            " estimated, received_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *header.id,
+                header.first_us,
+                header.last_us,
+                header.offset_us,
+                block.epoch_us,
+                block.estimated,
+                block.received_us,
+            ),
+        )
+        if not added.rowcount:
+            return 0
+        self._db.executemany(
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    header.id.device,
+                    block.epoch_us + event.time_us,
+                    added.lastrowid,
+                    n,
+                    header.id.stream,
+                    event.name,
+                    event.severity,
+                    msgspec.json.encode(event.data).decode(),
+                )
+                for n, event in enumerate(block.events)
+            ],
+        )
+        return len(block.events)
+
+    def known(self, device: str, boot: bytes | None, span_us: tuple[int, int] | None = None) -> list[Known]:
+        """As SeriesWriter.known, of blocks of events."""
+        if boot is None:
+            where, values = "estimated", tuple[object, ...]()
+        else:
+            first, last = span_us or (-(2**62), 2**62)
+            where, values = "boot = ? AND last_us >= ? AND first_us <= ?", (boot, first, last)
+        return [
+            Known(
+                Header(BlockId(*row[:4]), Kind.EVENTS, row[4], row[5], row[6], 0),
+                row[7],
+                bool(row[8]),
+            )
+            for row in self._db.execute(
+                "SELECT device, stream, boot, seq, first_us, last_us, offset_us, epoch_us, estimated"
+                f" FROM event_blocks WHERE device = ? AND {where}",
+                (device, *values),
+            )
+        ]
+
+    def restamp(self, changes: Sequence[Change], clock: int) -> None:
+        """As SeriesWriter.restamp."""
+        with transaction(self._db):
+            for block, epoch_us, estimated in changes:
+                row = self._db.execute(
+                    "SELECT id, epoch_us FROM event_blocks WHERE device = ? AND stream = ? AND boot = ? AND seq = ?",
+                    block,
+                ).fetchone()
+                if row:
+                    self._db.execute(
+                        "UPDATE event_blocks SET epoch_us = ?, estimated = ? WHERE id = ?",
+                        (epoch_us, estimated, row[0]),
+                    )
+                    self._db.execute(
+                        "UPDATE events SET time_us = time_us + ? WHERE device = ? AND block = ?",
+                        (epoch_us - row[1], block.device, row[0]),
+                    )
+            self._db.execute("INSERT OR REPLACE INTO progress VALUES ('clock', ?)", (clock,))
+
+    def clock_done(self) -> int:
+        row = self._db.execute("SELECT value FROM progress WHERE name = 'clock'").fetchone()
+        return int(row[0]) if row else 0
+
+
+class PlatformReader:
+    """The API's side; never waits for the writer."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = connect_readonly(path)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def gateways(self, device: str | None = None) -> list[Gateway]:
+        """All gateways, or the one with this id (none, or one)."""
+        rows = self._db.execute(
+            "SELECT * FROM gateways WHERE ?1 IS NULL OR device = ?1 ORDER BY device", (device,)
+        )
+        return [
+            Gateway(
+                r["device"],
+                bool(r["online"]),
+                r["since_us"],
+                r["seen_us"],
+                r["version"],
+                r["boot"],
+                msgspec.json.decode(r["observed"]),
+                r["observed_us"],
+            )
+            for r in rows
+        ]
+
+    def events(self, device: str, *, before_us: int | None = None, limit: int = 100) -> list[StoredEvent]:
+        """The latest events, newest first."""
+        rows = self._db.execute(
+            "SELECT * FROM events WHERE device = ? AND time_us < ? ORDER BY time_us DESC, block DESC, n DESC LIMIT ?",
+            (device, 2**63 - 1 if before_us is None else before_us, limit),
+        )
+        return [
+            StoredEvent(
+                r["time_us"],
+                r["stream"].removeprefix("events-"),
+                r["name"],
+                r["severity"],
+                msgspec.json.decode(r["data"]),
+            )
+            for r in rows
+        ]

@@ -1,0 +1,1 @@
+"""What a gateway boots: the overlay and kernel fragments that all builders share, and the builders."""

@@ -1,0 +1,1 @@
+"""The development image: Debian's userland, our kernel, the product."""

@@ -1,0 +1,1 @@
+"""Kernel configuration fragments by theme, and the checker that each line survived."""

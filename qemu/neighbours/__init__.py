@@ -1,0 +1,1 @@
+"""Who else is on the networks: the company's router, the internet's name server."""

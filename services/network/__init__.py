@@ -1,0 +1,1 @@
+"""Addresses and name servers: the desired document as systemd-networkd's files."""

@@ -1,0 +1,1 @@
+"""Reads machines (Modbus TCP) and appends their values to the flash log."""
