@@ -27,18 +27,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cloudstub", description="The cloud counterpart of Sallyport gateways.")
+    parser = argparse.ArgumentParser(
+        prog="cloudstub", description="The cloud counterpart of Sallyport gateways."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="broker, ingest, stores and API, until Ctrl-C")
     _state_option(run)
-    run.add_argument("--mqtt", required=True, metavar="ADDRESS:PORT", help="where the broker listens, as 0.0.0.0:443")
+    run.add_argument(
+        "--mqtt", required=True, metavar="ADDRESS:PORT", help="where the broker listens, as 0.0.0.0:443"
+    )
     run.add_argument("--api", required=True, metavar="ADDRESS:PORT", help="where API and page listen")
-    run.add_argument("--mqtt-name", default="mqtt.sallyport.test", help="host name in the broker's certificate")
+    run.add_argument(
+        "--mqtt-name", default="mqtt.sallyport.test", help="host name in the broker's certificate"
+    )
     run.add_argument("--api-name", default="portal.sallyport.test", help="host name in the API's certificate")
     run.set_defaults(do=_run)
 
-    authority = commands.add_parser("ca", help="development CA").add_subparsers(required=True, metavar="COMMAND")
+    authority = commands.add_parser("ca", help="development CA").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
     init = authority.add_parser("init", help="make the CA when there is none")
     _state_option(init)
     init.set_defaults(do=_init)
@@ -52,7 +60,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _state_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--state", type=Path, default=Path(".cloud"), metavar="FOLDER", help="default: .cloud in the current folder"
+        "--state",
+        type=Path,
+        default=Path(".cloud"),
+        metavar="FOLDER",
+        help="default: .cloud in the current folder",
     )
 
 

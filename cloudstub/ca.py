@@ -81,7 +81,9 @@ class Authority:
                 "both to start a new CA; then every gateway needs a new certificate"
             ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise CaError(f"{key_file} and {certificate_file} do not belong together; restore both from a backup")
+            raise CaError(
+                f"{key_file} and {certificate_file} do not belong together; restore both from a backup"
+            )
         return cls(key, certificate)
 
     @property

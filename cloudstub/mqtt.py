@@ -34,7 +34,7 @@ def client(state: State, name: str, *, manual_ack: bool = False) -> mqtt.Client:
 
 def start(made: mqtt.Client, host: str, port: int, *, keep_session_s: int) -> None:
     """Connect in a thread of its own, again and again. With `keep_session_s` the broker keeps what is missed."""
-    properties = Properties(PacketTypes.CONNECT)
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = keep_session_s
     properties.ReceiveMaximum = WINDOW
     made.connect_async(host, port, keepalive=20, clean_start=keep_session_s == 0, properties=properties)

@@ -54,7 +54,9 @@ def common_name(pem: bytes) -> str:
         raise ValueError(f"not base64: {error}") from error
     (certificate,) = [content for _, content in _items(der)]
     tbs = next(_items(certificate))[1]
-    fields = [content for tag, content in _items(tbs) if tag != 0xA0]  # [0] is the version, which may be absent
+    fields = [
+        content for tag, content in _items(tbs) if tag != 0xA0
+    ]  # [0] is the version, which may be absent
     subject = fields[4]  # behind serial, signature, issuer, validity
     for _, names in _items(subject):
         for _, pair in _items(names):

@@ -35,14 +35,18 @@ class Agent:
     def wait_ready(self, timeout: float = 120.0) -> None:
         """Until the guest has started its agent."""
         deadline = time.monotonic() + timeout
-        while True:
-            try:
-                self._sync(min(deadline, time.monotonic() + 2.0))
-            except (TimeoutError, ConnectionError) as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the guest agent did not answer within {timeout:g} s") from error
-            else:
-                return
+        while not self.answers(min(2.0, max(0.1, deadline - time.monotonic()))):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the guest agent did not answer within {timeout:g} s")
+
+    def answers(self, timeout: float = 1.0) -> bool:
+        """Whether the guest's agent is there."""
+        try:
+            with self._lock:
+                self._sync(time.monotonic() + timeout)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def command(self, name: str, *, timeout: float | None = None, **arguments: Any) -> Any:
         """Run a command of the agent and return its result. Threads take turns."""

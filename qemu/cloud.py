@@ -95,6 +95,8 @@ class Cloud:
                 connection.request(method, path, text, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 data = response.read()
+            except http.client.HTTPException as error:
+                raise SiteError(f"the cloud's answer to {method} {path} is broken: {error!r}") from error
             finally:
                 connection.close()
         if response.status != 200:

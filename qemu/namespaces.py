@@ -239,16 +239,6 @@ class Namespaces:
             raise TimeoutError(f"`{' '.join(argv)}` did not end within {timeout} s") from error
         return Completed(tuple(argv), status, *(data.decode(errors="replace") for data in output))
 
-    def enter_command(self, holder: int | None = None) -> list[str]:
-        """An nsenter(1) command line into the panel or a host (its holder's PID), for an interactive shell."""
-        command = ["nsenter", f"--target={self.pid}"]
-        if os.geteuid():
-            command += ["--user", "--preserve-credentials"]
-        command += ["--mount", "--pid", "--net", "--uts", "--ipc", "--"]
-        if holder:
-            command += ["nsenter", f"--target={holder}", "--mount", "--net", "--uts", "--"]
-        return command
-
 
 def _unshare() -> list[str]:
     if not shutil.which("unshare"):

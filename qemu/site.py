@@ -11,13 +11,15 @@ a test runs services as processes (`gateway="netns"`: `site.gateway`), or absent
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from qemu import accel, topology, wires
+from qemu import accel, dhcp, topology, wires
 from qemu.capture import Capture
 from qemu.cloud import Cloud
 from qemu.hosts import Host
@@ -161,6 +163,19 @@ class Site:
         """What the router's DHCP gave to the gateway's WAN port last."""
         found = [lease.address for lease in self.router.leases() if lease.mac == topology.WAN.mac]
         return found[-1] if found else None
+
+    def configure_gateway(self) -> str:
+        """Give the bare gateway its addresses: WAN by DHCP, LAN fixed, IPv6 on both. Returns the WAN's IPv4 address."""
+        told = self.gateway.run(sys.executable, "-I", "-S", dhcp.__file__, "wan0").stdout
+        lease = json.loads(told)
+        self.gateway.ip(
+            f"address add {lease['address']}/{lease['prefix']} dev wan0",
+            f"route add default via {lease['router']}",
+            "address add fd00:10::2/64 dev wan0 nodad",
+            f"address add {topology.GATEWAY_LAN}/24 dev lan0",
+            "address add fd00:20::1/64 dev lan0 nodad",
+        )
+        return str(lease["address"])
 
     # What happens to it
 

@@ -84,6 +84,8 @@ LINKS = {"wan": WAN, "lan": LAN}
 ROUTES = (
     Route("office", "default", ROUTER_COMPANY),
     Route("office", "default", ROUTER_COMPANY_6),
+    Route("stranger", "default", "203.0.113.2"),
+    Route("stranger", "default", "2001:db8::2"),
     Route("plc1", "default", GATEWAY_LAN),
     Route("plc2", "default", GATEWAY_LAN),
     Route("laptop", "default", GATEWAY_LAN),

@@ -44,7 +44,9 @@ class PointOut(BaseModel):
     )
     quality: int = Field(description="0 good, 64 uncertain, 128 bad, 129 no connection, 130 device error")
     type: str = Field(description="type letter: ? bool, bBhHiIqQ integers, f d floats, s text")
-    estimated: bool = Field(description="the true time is estimated: the gateway has not reported its clock yet")
+    estimated: bool = Field(
+        description="the true time is estimated: the gateway has not reported its clock yet"
+    )
 
     @classmethod
     def of(cls, point: Point) -> PointOut:
@@ -75,7 +77,7 @@ class TagOut(BaseModel):
             stream=tag.stream,
             name=tag.name,
             type=tag.type,
-            count=tag.count,
+            count=tag.samples,
             last=PointOut.of(tag.last) if tag.last else None,
         )
 

@@ -22,7 +22,7 @@ class Pinger:
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, tuple[str, asyncio.Future[Pong]]] = {}
         self._client = client(state, "api")
-        self._client.on_connect = lambda *_: self._client.subscribe(topics.ALL_PONGS, qos=1)
+        self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
         start(self._client, host, port, keep_session_s=0)
 
@@ -42,6 +42,9 @@ class Pinger:
         finally:
             del self._waiting[nonce]
         return (time.monotonic() - started) * 1000, pong
+
+    def _on_connect(self, *_: Any) -> None:
+        self._client.subscribe(topics.ALL_PONGS, qos=1)
 
     def _on_message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
         up = topics.parse_up(message.topic)

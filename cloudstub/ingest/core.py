@@ -9,7 +9,6 @@ from firmware.wire import messages, topics
 from firmware.wire.block import BlockError, BlockId, Kind, read_header
 from firmware.wire.messages import ClockReport, MessageError, Nack, Status, TimeReply, TimeRequest
 
-
 FAR_US = 2**60
 """Some 36,000 years: larger numbers are refused, so that sums of a few fit the stores' 64 bits."""
 

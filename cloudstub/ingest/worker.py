@@ -71,9 +71,7 @@ def epoch(buffer: Buffer, header: Header) -> Epoch:
     """Epoch of a block from what is known now."""
     device, stream, boot, seq = header.id
     reports = buffer.clocks_near(device, boot, (header.first_us + header.last_us) // 2)
-    return epoch_of(
-        header, reports, None if reports else buffer.next_wall_error(device, stream, boot, seq)
-    )
+    return epoch_of(header, reports, None if reports else buffer.next_wall_error(device, stream, boot, seq))
 
 
 def restamp(buffer: Buffer, store: Stamped) -> None:
@@ -152,7 +150,9 @@ def run(which: str, state: State) -> None:
             try:
                 work(state)
             except sqlite3.Error as error:
-                log.warning("the %s store or the buffer can't be used (%s); data waits in the buffer", which, error)
+                log.warning(
+                    "the %s store or the buffer can't be used (%s); data waits in the buffer", which, error
+                )
                 time.sleep(pause)
                 pause = min(pause * 2, RETRY_S[1])
 

@@ -68,7 +68,7 @@ class Tag(NamedTuple):
     name: str
     type: str
     """Type letter of the latest sample (firmware.wire.block.VALUE_TYPES)."""
-    count: int
+    samples: int
     last: Point | None
 
 
@@ -190,7 +190,8 @@ class SqliteSeriesWriter:
         number = self._tags.get(key)
         if number is None:
             self._db.execute(
-                "INSERT OR IGNORE INTO tags (device, stream, name, type) VALUES (?, ?, ?, ?)", (*key, sample.type)
+                "INSERT OR IGNORE INTO tags (device, stream, name, type) VALUES (?, ?, ?, ?)",
+                (*key, sample.type),
             )
             row = self._db.execute(
                 "SELECT id FROM tags WHERE device = ? AND stream = ? AND name = ?", key
@@ -221,7 +222,8 @@ class SqliteSeriesWriter:
                 if row is None:
                     continue
                 self._db.execute(
-                    "UPDATE blocks SET epoch_us = ?, estimated = ? WHERE id = ?", (epoch_us, estimated, row[0])
+                    "UPDATE blocks SET epoch_us = ?, estimated = ? WHERE id = ?",
+                    (epoch_us, estimated, row[0]),
                 )
                 self._shift(block, row[0], epoch_us - row[1])
             self._db.execute("INSERT OR REPLACE INTO progress VALUES ('clock', ?)", (clock,))
@@ -230,7 +232,8 @@ class SqliteSeriesWriter:
         if not by_us:
             return
         header = self._db.execute(
-            "SELECT epoch_us + first_us - ?, epoch_us + last_us - ? FROM blocks WHERE id = ?", (by_us, by_us, number)
+            "SELECT epoch_us + first_us - ?, epoch_us + last_us - ? FROM blocks WHERE id = ?",
+            (by_us, by_us, number),
         ).fetchone()
         tags = self._db.execute(
             "SELECT id FROM tags WHERE device = ? AND stream = ?", (block.device, block.stream)

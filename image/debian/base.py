@@ -49,7 +49,7 @@ def compile_modules(base: Path, folder: Path, installed: str, log: Path) -> None
                 "-I",
                 "-m",
             ),
-            *("compileall", "-q", "-f", "-j0", "--invalidation-mode", "unchecked-hash"),
+            *("compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"),
             *("-s", folder, "-p", installed, folder),
         ],
         log,
@@ -103,7 +103,7 @@ def _build(out: Path) -> dict[str, Any]:
 
 
 def unwanted(name: PurePosixPath, patterns: list[str]) -> bool:
-    """Whether a path, or a folder that it is in, matches one of the shell patterns; `*` stays in one folder."""
+    """Whether a path or a folder above it matches one of the shell patterns; `*` stays in one folder."""
     return any(
         fnmatch.fnmatchcase("/".join(name.parts[:depth]), pattern)
         for pattern in patterns

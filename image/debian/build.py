@@ -18,7 +18,7 @@ from image.debian.steps import require, say, step
 OVERLAYS = (product.CHECKOUT / "image/rootfs", product.CHECKOUT / "image/debian/rootfs")
 BOARD = boards.BOARDS / "qemu-x86_64.toml"
 OUT = product.CHECKOUT / "build/image"
-TOOLS = {**kernel.TOOLS, **base.TOOLS, "sqfstar": "squashfs-tools", "mke2fs": "e2fsprogs"}
+TOOLS = {**kernel.TOOLS, **base.TOOLS, "mksquashfs": "squashfs-tools", "mke2fs": "e2fsprogs"}
 
 CMDLINE = (
     "root=/dev/vda rootfstype=squashfs ro console=ttyS0 quiet systemd.show_status=no "
@@ -67,7 +67,7 @@ def build(cache: Cache, out: Path = OUT, *, refresh: bool = False) -> Image:
 
 
 def _assemble(scratch: Path, out: Path, layers: tuple[Path, Path, Path], key: str) -> None:
-    require({"sqfstar": "squashfs-tools"})
+    require({"mksquashfs": "squashfs-tools"})
     kernel_folder, base_folder, python_folder = layers
     log, stage = scratch / "log", scratch / "product"
     with step("image: product"):

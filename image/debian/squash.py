@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from image.debian.steps import BuildError, find
+from image.debian.steps import failed, find
 
 TIME = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 """Modification time of all that is ours: the same source gives the same image."""
@@ -32,8 +32,8 @@ def write(image: Path, base: Path, folders: Iterable[tuple[Path, str]], log: Pat
                 over[str(parent)] = (_folder(str(parent)), None)
 
     command = [
-        *(find("sqfstar") or "sqfstar", "-comp", "zstd", "-Xcompression-level", "6", "-b", "64K"),
-        *("-no-progress", "-quiet", "-reproducible", "-mkfs-time", str(TIME), str(image)),
+        *(find("mksquashfs") or "mksquashfs", "-", str(image), "-tar", "-noappend", "-no-progress", "-quiet", "-root-mode", "0755"),
+        *("-comp", "zstd", "-Xcompression-level", "6", "-b", "64K", "-reproducible", "-mkfs-time", str(TIME)),
     ]
     with log.open("ab") as output:
         packer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
@@ -47,7 +47,7 @@ def write(image: Path, base: Path, folders: Iterable[tuple[Path, str]], log: Pat
         finally:
             status = packer.wait()
     if status:
-        raise BuildError(f"sqfstar ended with status {status}; see {log}")
+        raise failed("mksquashfs", status, log)
 
 
 def _merge(sink: tarfile.TarFile, base: Path, over: dict[str, tuple[tarfile.TarInfo, Path | None]]) -> None:

@@ -45,11 +45,13 @@ def run(
             arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, env=env, check=False
         )
     if done.returncode:
-        tail = "\n    ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
-        command = " ".join(map(str, arguments))
-        raise BuildError(
-            f"{command[:200]}\n  ended with status {done.returncode}; the end of {log}:\n    {tail}"
-        )
+        raise failed(" ".join(map(str, arguments)), done.returncode, log)
+
+
+def failed(command: str, status: int, log: Path) -> BuildError:
+    """What to raise for a tool that failed: with the last lines of its log."""
+    tail = "\n    ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:])
+    return BuildError(f"{command[:200]}\n  ended with status {status}; the end of {log}:\n    {tail}")
 
 
 def require(tools: Mapping[str, str]) -> None:

@@ -13,8 +13,6 @@ import nftables
 from services.firewall.core import TABLE
 
 NETLINK_NETFILTER = 12
-SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP = 1
 NFNLGRP_NFTABLES = 7
 
 # ctnetlink, linux/netfilter/nfnetlink_conntrack.h
@@ -37,7 +35,7 @@ class Kernel:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, NETLINK_NETFILTER
         )
         """Readable after any change of any nftables rule, whoever made it."""
-        self.changes.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        self.changes.bind((0, 1 << (NFNLGRP_NFTABLES - 1)))
 
     def apply(self, text: str) -> None:
         """One transaction: all of it or nothing. Raises KernelError."""

@@ -148,7 +148,7 @@ class Quota:
 
     @property
     def used_bytes(self) -> int:
-        return sum(f.size for f in self._folders.values())
+        return sum(f.size for f in list(self._folders.values()))
 
     def join(self, folder: Folder) -> None:
         self._folders[folder.path] = folder
@@ -164,6 +164,11 @@ class Quota:
         """Drop until `need` more bytes fit, or nothing is left that may go. Raises OSError."""
         while self.used_bytes + need > self.limit_bytes and self.drop_oldest():
             pass
+
+    def drop_acknowledged(self) -> None:
+        """Also of streams that nobody writes any more. Writers look after their own. Raises OSError."""
+        for folder in self._folders.values():
+            folder.drop_acknowledged()
 
     def drop_oldest(self) -> bool:
         """Drop the oldest segment of all. False if none may go. Raises OSError."""

@@ -76,11 +76,11 @@ class Request(NamedTuple):
 
     table: str
     address: int
-    count: int
+    length: int
     tags: tuple[Tag, ...]
 
     def values(self, words: Sequence[int]) -> Iterator[tuple[Tag, Value]]:
-        """Values of the tags from the answer, which must be as long as `count`."""
+        """Values of the tags from the answer, which must be `length` long."""
         for tag in self.tags:
             start = tag.address - self.address
             yield tag, decode(tag, words[start : start + width(tag)])
@@ -155,9 +155,7 @@ def plan(plc: Plc, now_us: int) -> list[Group]:
     for tag in plc.tags:
         by_interval.setdefault(tag.interval_ms or plc.interval_ms, []).append(tag)
     return [
-        Group(
-            interval * 1000, coalesce(tags, max_registers=plc.max_registers, max_gap=plc.max_gap), now_us
-        )
+        Group(interval * 1000, coalesce(tags, max_registers=plc.max_registers, max_gap=plc.max_gap), now_us)
         for interval, tags in sorted(by_interval.items())
     ]
 
@@ -198,5 +196,5 @@ def _moved(last: Value | None, value: Value, deadband: float) -> bool:
 
 
 def backoff_s(failures: int, jitter: float) -> float:
-    """Seconds to wait after so many failures (1..) in a row: 0.5 to 10, doubling; jitter 0..1 takes up to half."""
+    """Seconds after so many failures (1..) in a row: 0.5 to 10, doubling; jitter takes up to half."""
     return float(min(10.0, 0.5 * 2 ** min(failures - 1, 10)) * (1 - jitter / 2))

@@ -1,4 +1,4 @@
-"""Modbus TCP on pymodbus 3.11.4. The only file that knows pymodbus: its interface changes in minor releases."""
+"""Modbus TCP by pymodbus 3.11.4. The only file that knows it: minor releases change its interface."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class Link:
         def fail(reason: str) -> None:
             """A request that waits learns it now and not at its timeout."""
             if not client.ctx.response_future.done():
-                client.ctx.response_future.set_exception(ModbusException(reason))
+                client.ctx.response_future.set_exception(ModbusException(reason))  # type: ignore[no-untyped-call]
 
         parse = client.ctx.callback_data
 
         def parse_or_fail(data: bytes, addr: Any = None) -> int:
             try:
                 return parse(data, addr)
-            except Exception as error:  # noqa: BLE001 - whatever the parser makes of garbage
+            except Exception as error:
                 fail(f"sent what is not Modbus ({error})")
                 return len(data)
 
@@ -85,7 +85,7 @@ class Link:
             transport, _ = await asyncio.wait_for(client.ctx.call_create(), self._timeout_s)
         except TimeoutError:
             raise LinkError(
-                f"{self._host}:{self._port} does not answer within {self._timeout_s:g} s: check address and cable"
+                f"{self._host}:{self._port} is silent for {self._timeout_s:g} s: check address and cable"
             ) from None
         except OSError as error:
             raise LinkError(f"{self._host}:{self._port}: {_reason(error)}") from error

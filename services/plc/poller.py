@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from services.plc.modbus import DeviceError, LinkError
 
 log = logging.getLogger(__name__)
 
-SPLITS = 40
+SPLITS = 256
 """Requests that one poll may add in search of an address that the device refuses."""
 REPLAN_US = 300 * 1_000_000
 """After this time, requests that were split or refused are tried in full again."""
@@ -73,7 +72,7 @@ class Poller:
             "missed_polls": self.missed,
             "samples": self.logged,
             "requests_per_round": sum(len(g.requests) for g in self._groups),
-            "registers_per_request": [r.count for g in self._groups for r in g.requests][:50],
+            "registers_per_request": [r.length for g in self._groups for r in g.requests][:50],
             "refused_tags": dict(sorted(self._refused.items())[:20]),
         }
 
@@ -97,10 +96,8 @@ class Poller:
         self._replan(now)
 
     def _replan(self, now_us: int) -> None:
-        due = {g.interval_us: g.due_us for g in self._groups}
+        """All requests in full, and due at once."""
         self._groups = core.plan(self._plc, now_us)
-        for group in self._groups:
-            group.due_us = max(due.get(group.interval_us, now_us), now_us)
         self._planned_us = now_us
         self._hopeless.clear()
 
@@ -112,7 +109,10 @@ class Poller:
             if wait_us > 0:
                 await asyncio.sleep(wait_us / 1e6)
             if self._now_us() - self._planned_us > REPLAN_US and (self._refused or self._hopeless):
+                due = [g.due_us for g in self._groups]
                 self._replan(self._now_us())
+                for group, kept_us in zip(self._groups, due, strict=True):
+                    group.due_us = kept_us
             self._splits_left = SPLITS
             for group in [g for g in self._groups if g.due_us <= self._now_us()]:
                 before = group.missed
@@ -138,7 +138,7 @@ class Poller:
         self.error = f"{len(self._refused)} tags refused" if self._refused else ""
 
     async def _read(self, request: core.Request) -> list[core.Request]:
-        """Read and log one request. Returns it, or the parts that replace it from now on. Raises LinkError."""
+        """Read and log one request. Returns it, or the parts that replace it. Raises LinkError."""
         try:
             words, time_us = await self._answer(request)
         except DeviceError as error:
@@ -157,12 +157,15 @@ class Poller:
         return [request]
 
     async def _split(self, request: core.Request) -> list[core.Request]:
+        """Search the part that is refused by halving, within this poll's budget."""
+        full_budget = self._splits_left == SPLITS
         self._splits_left -= 2
         parts: list[core.Request] = []
         for half in request.halves():
             parts += await self._read(half)
-        if all(tag.name in self._refused for tag in request.tags) and self._splits_left >= 2:
-            self._hopeless.add(request)  # one request is enough to learn that all of it is refused
+        if all(tag.name in self._refused for tag in request.tags):
+            if full_budget or self._splits_left >= 2:
+                self._hopeless.add(request)  # one request a poll is enough to learn that this changed
             return [request]
         return parts
 
@@ -174,7 +177,7 @@ class Poller:
         for attempt in (1, 2):
             asked_us = self._now_us()
             try:
-                words = await self._link.read(request.table, request.address, request.count)
+                words = await self._link.read(request.table, request.address, request.length)
             except LinkError:
                 if attempt == 2:
                     raise
@@ -217,5 +220,4 @@ class Poller:
             self._samples(kept)
 
     def _tell(self, name: str, severity: str, **data: bool | int | float | str) -> None:
-        with contextlib.suppress(Exception):
-            self._event(Event(self._now_us(), name, severity, {"plc": self._plc.name, **data}))
+        self._event(Event(self._now_us(), name, severity, {"plc": self._plc.name, **data}))

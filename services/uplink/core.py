@@ -30,7 +30,9 @@ DETAIL_EVERY_S = 10.0
 class Backoff:
     """Pauses between attempts to connect: full jitter below a ceiling that doubles from 1 to 60 s."""
 
-    def __init__(self, least_s: float = 1.0, most_s: float = 60.0, rand: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, least_s: float = 1.0, most_s: float = 60.0, rand: Callable[[], float] = random.random
+    ) -> None:
         self._least_s = least_s
         self._most_s = most_s
         self._ceiling_s = least_s

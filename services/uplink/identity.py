@@ -45,7 +45,9 @@ def load(folder: Path | None = None) -> Identity:
     except (OSError, ValueError, IndexError) as error:
         raise IdentityError(f"{certificate} can't be read ({error}); provision the gateway again") from error
     if not topics.is_device(device):
-        raise IdentityError(f"{certificate} names {device!r}, which is no device id; provision the gateway again")
+        raise IdentityError(
+            f"{certificate} names {device!r}, which is no device id; provision the gateway again"
+        )
     return Identity(device, key, certificate, ca)
 
 

@@ -8,6 +8,8 @@ it; the event loop only gets news. paho neither reconnects nor keeps messages ov
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -88,12 +90,18 @@ class Session:
         threading.Thread(target=self._connect, name="connect", daemon=True).start()
 
     def publish(
-        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, reference: bytes | None = None
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        reference: bytes | None = None,
     ) -> None:
         """Hand a message to the network loop; never blocks. `reference` becomes the correlation data."""
         properties = None
         if reference is not None:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.CorrelationData = reference
         self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
 
@@ -104,11 +112,21 @@ class Session:
         if self._answered:
             info = self._client.publish(self._will_topic, farewell, qos=1, retain=True)
             await asyncio.to_thread(_wait, info)
+        await asyncio.to_thread(self._disconnect)
+
+    def _disconnect(self) -> None:
+        """Politely if that works at once, else by cutting the connection."""
         self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+        stopping = threading.Thread(target=self._client.loop_stop, name="stop", daemon=True)
+        stopping.start()
+        stopping.join(GOODBYE_S)
+        sock: Any = self._client.socket()
+        if stopping.is_alive() and sock is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as raw:
+                raw.shutdown(socket.SHUT_RDWR)  # beside the TLS object, which belongs to paho's thread
 
     def _connect(self) -> None:
-        properties = Properties(PacketTypes.CONNECT)
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = 0
         try:
             self._client.connect(self._host, self._port, KEEPALIVE_S, clean_start=True, properties=properties)
@@ -130,7 +148,9 @@ class Session:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_S * 1000)
 
-    def _on_connect(self, client: mqtt.Client, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_connect(
+        self, client: mqtt.Client, _userdata: Any, _flags: Any, reason: Any, _properties: Any
+    ) -> None:
         self._answered = True
         if reason.is_failure:
             self._end(trouble.refused(str(reason), self._at))
@@ -140,7 +160,9 @@ class Session:
         sock: Any = client.socket()
         self._post(Connected(sock.getpeername()[0], sock.version() or ""))
 
-    def _on_disconnect(self, _client: mqtt.Client, _userdata: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _on_disconnect(
+        self, _client: mqtt.Client, _userdata: Any, _flags: Any, reason: Any, _properties: Any
+    ) -> None:
         self._end(trouble.lost(self._complaint, str(reason), self._at, answered=self._answered))
 
     def _on_message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:

@@ -18,17 +18,26 @@ class Trouble(NamedTuple):
 _CLIENT_CERTIFICATE = {
     "CERTIFICATE_EXPIRED": ("certificate-expired", "this gateway's certificate has expired; issue a new one"),
     "CERTIFICATE_REVOKED": ("certificate-revoked", "this gateway's certificate was revoked; issue a new one"),
-    "CERTIFICATE_REQUIRED": ("certificate-missing", "the cloud got no certificate from this gateway; provision it"),
+    "CERTIFICATE_REQUIRED": (
+        "certificate-missing",
+        "the cloud got no certificate from this gateway; provision it",
+    ),
     "UNKNOWN_CA": (
         "certificate-refused",
         "the cloud does not know the CA of this gateway's certificate; provision the gateway for this cloud",
     ),
-    "BAD_CERTIFICATE": ("certificate-refused", "the cloud refuses this gateway's certificate; provision it again"),
+    "BAD_CERTIFICATE": (
+        "certificate-refused",
+        "the cloud refuses this gateway's certificate; provision it again",
+    ),
     "UNSUPPORTED_CERTIFICATE": (
         "certificate-refused",
         "this gateway's certificate is not one for clients; provision it again",
     ),
-    "CERTIFICATE_UNKNOWN": ("certificate-refused", "the cloud refuses this gateway's certificate; provision it again"),
+    "CERTIFICATE_UNKNOWN": (
+        "certificate-refused",
+        "the cloud refuses this gateway's certificate; provision it again",
+    ),
 }
 
 
@@ -41,7 +50,8 @@ def explain(error: BaseException, host: str, port: int) -> Trouble:
         return _tls(str(error), at)
     if isinstance(error, socket.gaierror):
         return Trouble(
-            "dns", f"the name {host} can't be resolved ({error.strerror}); check cloud.host and the DNS servers"
+            "dns",
+            f"the name {host} can't be resolved ({error.strerror}); check cloud.host and the DNS servers",
         )
     if isinstance(error, TimeoutError):
         return Trouble("timeout", f"{at} does not answer; does the company's firewall let TCP {port} out?")
@@ -50,7 +60,9 @@ def explain(error: BaseException, host: str, port: int) -> Trouble:
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return Trouble("reset", f"{at} or a firewall on the way closed the connection")
     if isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
-        return Trouble("no-route", f"there is no way to {at} ({error.strerror}); check cable and address of the WAN")
+        return Trouble(
+            "no-route", f"there is no way to {at} ({error.strerror}); check cable and address of the WAN"
+        )
     return Trouble("error", f"connecting to {at} failed: {error}")
 
 
@@ -64,10 +76,14 @@ def _server_certificate(error: ssl.SSLCertVerificationError, host: str) -> Troub
             )
         case 10:
             return Trouble(
-                "server-expired", f"the certificate of {host} has expired; its operator must renew it (or this clock is wrong)"
+                "server-expired",
+                f"the certificate of {host} has expired; its operator must renew it (or this clock is wrong)",
             )
         case 9:
-            return Trouble("server-not-yet-valid", f"the certificate of {host} is not valid yet; check this gateway's clock")
+            return Trouble(
+                "server-not-yet-valid",
+                f"the certificate of {host} is not valid yet; check this gateway's clock",
+            )
         case 18 | 19 | 20 | 21 | 2:
             return Trouble(
                 "server-unknown-ca",
@@ -84,7 +100,9 @@ def _tls(text: str, at: str) -> Trouble:
     if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL|NO_PROTOCOLS", text):
         return Trouble("tls-version", f"{at} speaks no TLS 1.2 or higher; it must be updated")
     if re.search(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|UNEXPECTED_EOF|RECORD_LAYER_FAILURE", text):
-        return Trouble("no-tls", f"{at} does not speak TLS; check cloud.host, or a proxy on the way intercepts TCP 443")
+        return Trouble(
+            "no-tls", f"{at} does not speak TLS; check cloud.host, or a proxy on the way intercepts TCP 443"
+        )
     return Trouble("tls", f"TLS with {at} failed: {text}")
 
 
@@ -110,6 +128,7 @@ def refused(reason: str, at: str) -> Trouble:
     """The broker answered, but not with a yes (MQTT 5 reason code)."""
     if reason in ("Not authorized", "Bad user name or password", "Client identifier not valid", "Banned"):
         return Trouble(
-            "not-authorized", f"the broker at {at} does not admit this gateway ({reason}); is it registered there?"
+            "not-authorized",
+            f"the broker at {at} does not admit this gateway ({reason}); is it registered there?",
         )
     return Trouble("broker", f"the broker at {at} refuses the connection: {reason}")

@@ -1,0 +1,186 @@
+"""Blocks from a flash log reach the stores once each, whatever dies on the way. Real Mosquitto, TLS, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.uplink import core
+from services.uplink.__main__ import Conversation
+from tests.contract.cloud import Cloud, Gateway, counting, eventually
+
+
+def values(cloud: Cloud) -> list[Any]:
+    return [p.value for p in cloud.points("n")]
+
+
+async def test_history_and_live_data_arrive_once_and_in_order(cloud: Cloud, gateway: Gateway) -> None:
+    """What was logged before the connection and what is logged during it: exact count, order, acknowledged.
+
+    Shows: X17, X35, X36, X88
+    """
+    gateway.log(counting(40))
+    async with gateway.running() as uplink:
+        await gateway.connected()
+        gateway.log(counting(10, start=400))
+        await eventually(lambda: values(cloud) == list(range(500)), what="500 samples in the series store")
+        await eventually(lambda: uplink.outbox.counts.acknowledged >= 50, what="50 blocks acknowledged")
+        assert uplink.outbox.counts.refused == 0
+        assert cloud.counters().get("duplicates", 0) == 0
+    assert uplink.acks.has("plc-press", gateway.boot, 0)
+    # A second run with the saved acknowledgements sends nothing again.
+    async with gateway.running() as uplink:
+        await gateway.connected()
+        gateway.log(counting(1, start=500))
+        await eventually(lambda: len(values(cloud)) == 510, what="10 more samples")
+        assert cloud.counters().get("duplicates", 0) == 0
+
+
+async def test_lost_acknowledgements_make_no_duplicates(
+    cloud: Cloud, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Acknowledgements of the first seconds get lost: blocks are sent again, the stores hold each once.
+
+    Shows: X88
+    """
+    monkeypatch.setattr(core, "RESEND_S", 0.5)
+    real, lost = Conversation.receive, []
+
+    def deaf(self: Conversation, topic: str, payload: bytes) -> None:
+        if topic.endswith("/ack") and len(lost) < 3:
+            lost.append(payload)
+        else:
+            real(self, topic, payload)
+
+    monkeypatch.setattr(Conversation, "receive", deaf)
+    monkeypatch.setattr(core.Flight, "__init__", _short_wait(core.Flight.__init__))
+    gateway.log(counting(30))
+    async with gateway.running() as uplink:
+        await eventually(lambda: uplink.outbox.counts.acknowledged >= 30, what="all acknowledged in the end")
+        assert uplink.outbox.counts.sent_again > 0
+    assert cloud.counters()["duplicates"] > 0
+    await eventually(lambda: values(cloud) == list(range(300)), what="300 samples")
+
+
+def _short_wait(init: Any) -> Any:
+    def short(self: Any, *args: Any) -> None:
+        init(self, *args)
+        self.wait_s = 0.5
+
+    return short
+
+
+async def test_ingest_killed_in_the_middle(cloud: Cloud, gateway: Gateway) -> None:
+    """kill -9 of the ingest and of the series worker while blocks stream in: exact count in the end.
+
+    Shows: L01, X36, X88
+    """
+    gateway.log(counting(400, 50))
+    async with gateway.running(backfill_kib_s=40):
+        for already in (1, 50, 100):
+            await eventually(lambda n=already: cloud.counters().get("blocks", 0) >= n, what=f"{already} blocks")
+            cloud.kill("ingest")
+            cloud.kill("series")
+            await eventually(lambda: {"ingest", "series"} <= cloud.pids().keys(), what="both run again")
+        gateway.configure(msgspec_replace(backfill_kib_s=100_000))
+        await eventually(lambda: values(cloud) == list(range(20_000)), 60, "20,000 samples")
+    assert cloud.counters()["buffer_rows"] == 0
+
+
+def msgspec_replace(**changes: Any) -> Any:
+    from firmware.config.schema import Cloud as Config
+
+    return Config(**{"enabled": True, "host": "localhost", **changes})
+
+
+async def test_broker_restarted(cloud: Cloud, gateway: Gateway) -> None:
+    """kill -9 of the broker: gateway and ingest come back by themselves, nothing is lost, messages pass both ways.
+
+    Shows: L01, L12, X88
+    """
+    gateway.log(counting(20))
+    async with gateway.running():
+        await eventually(lambda: len(values(cloud)) == 200, what="200 samples")
+        cloud.kill("broker")
+        await eventually(lambda: gateway.observed().detail.get("trouble"), what="the loss is reported")
+        gateway.log(counting(20, start=200))
+        await eventually(lambda: values(cloud) == list(range(400)), 40, "400 samples")
+        await gateway.connected()
+        assert gateway.uplink
+        events = await eventually(
+            lambda: {e.name for e in cloud.platform().events(gateway.device)} >= {"connected", "lost"} or None,
+            what="events of the loss",
+        )
+        assert events
+
+
+async def test_corrupted_block_is_refused_and_not_sent_again(
+    cloud: Cloud, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block that was damaged on its way (after the log was read): refused, counted, the others arrive.
+
+    Shows: X35
+    """
+    gateway.log(counting(10))
+    real = Conversation._send
+
+    def damage(self: Conversation, key: core.Key, lane: str, data: bytes) -> None:
+        real(self, key, lane, data[:-1] + bytes([data[-1] ^ 1]) if key.seq == first + 4 else data)
+
+    monkeypatch.setattr(Conversation, "_send", damage)
+    first = 0
+    async with gateway.running() as uplink:
+        first = min(await eventually(lambda: _seqs(gateway), what="blocks in the log"))
+        await eventually(lambda: uplink.outbox.counts.refused == 1, what="one block refused")
+        await eventually(lambda: len(values(cloud)) == 90, what="the other 90 samples")
+        assert not uplink.acks.has("plc-press", gateway.boot, first + 4)
+        assert len(uplink.outbox) <= 1  # at most an event
+    assert cloud.counters()["refused"] == 1
+
+
+def _seqs(gateway: Gateway) -> list[int]:
+    from services.flashlog import Reader
+
+    return [r.seq for r in Reader(gateway.root / "flash/log").records("plc-press")]
+
+
+async def test_locked_series_store(cloud: Cloud, gateway: Gateway) -> None:
+    """While the series store can't be written, data waits in the buffer and is acknowledged; status goes on.
+
+    Shows: X36, L01
+    """
+    gateway.log(counting(1))
+    async with gateway.running() as uplink:
+        await eventually(lambda: len(values(cloud)) == 10, what="first samples")
+        blocker = sqlite3.connect(cloud.state.series, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        gateway.log(counting(5, start=10))
+        await eventually(lambda: uplink.outbox.counts.acknowledged >= 6, what="acknowledged by the buffer")
+        assert len(values(cloud)) == 10
+        assert cloud.counters()["buffer_rows"] >= 5
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await eventually(lambda: values(cloud) == list(range(60)), 30, "all samples")
+
+
+async def test_whole_cloud_killed_and_started(tmp_path: Path, cloud: Cloud, gateway: Gateway) -> None:
+    """kill -9 of the group ends all its processes; started again, it goes on where it was.
+
+    Shows: X88
+    """
+    gateway.log(counting(20))
+    async with gateway.running():
+        await eventually(lambda: len(values(cloud)) == 200, what="200 samples")
+        pids = cloud.pids()
+        assert len(pids) == 5
+        cloud.stop(9)
+        await eventually(lambda: not any(Path(f"/proc/{p}/cmdline").exists() and
+                                         Path(f"/proc/{p}/cmdline").read_bytes() for p in pids.values()),
+                         what="no process left")
+        gateway.log(counting(20, start=200))
+        await asyncio.to_thread(cloud.start)
+        await eventually(lambda: values(cloud) == list(range(400)), 60, "400 samples")

@@ -1,0 +1,155 @@
+"""The way to the cloud: names, certificates, clocks, and nothing in plain text.
+
+Network: the pretend site; its router's DNS can be made to fail in parts. Steps: break one thing at a time.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from qemu import topology
+from qemu.packets import TCP, UDP
+from qemu.promises import eventually
+from qemu.site import Site
+from tests.e2e import lab
+
+
+def _reconnect(site: Site) -> None:
+    """Make the gateway look the cloud up again: forget names, restart the uplink."""
+    site.machine.agent.shell("resolvectl flush-caches; systemctl restart sallyport-uplink.service")
+
+
+def test_dns_over_tcp_when_udp_is_blocked(site: Site) -> None:
+    """UDP 53 is blocked: names are resolved over TCP 53, and the gateway gets online.
+
+    Shows: X73
+    """
+    site.router.dns_fault("no-udp")
+    wan = site.capture("wan")
+    try:
+        boot = lab.gateway(site)["since_us"]
+        _reconnect(site)
+        eventually(
+            lambda: lab.gateway(site),
+            done=lambda g: g["online"] and g["since_us"] > boot,
+            within=150,
+            what="online again with UDP 53 blocked",
+        )
+    finally:
+        site.router.dns_fault()
+    packets = wan.stop()
+    assert any(p.protocol == TCP and p.destination_port == 53 for p in packets)
+
+
+def test_local_dns_serves_when_the_internets_is_blocked(site: Site) -> None:
+    """The resolver that DHCP named is used, and no other: port 53 towards the internet may be closed.
+
+    Shows: X74
+    """
+    site.router.dns_fault("no-internet")
+    wan = site.capture("wan")
+    try:
+        boot = lab.gateway(site)["since_us"]
+        _reconnect(site)
+        eventually(
+            lambda: lab.gateway(site),
+            done=lambda g: g["online"] and g["since_us"] > boot,
+            within=90,
+            what="online again with DNS to the internet blocked",
+        )
+    finally:
+        site.router.dns_fault()
+    asked = {p.destination for p in wan.stop() if p.protocol in (UDP, TCP) and p.destination_port == 53}
+    assert asked
+    assert asked <= {topology.ROUTER_COMPANY, topology.ROUTER_COMPANY_6}
+
+
+@pytest.mark.usefixtures("own_configuration")
+def test_wrong_server_name_is_refused_by_the_gateway(site: Site) -> None:
+    """Under a name that its certificate does not carry, the server gets nothing from the gateway, and it says why.
+
+    Shows: L19
+    """
+    lab.configure(site, lab.counter_document(host=topology.CLOUD_MQTT.replace(".10", ".11")))
+    said = eventually(
+        lambda: lab.observed(site, "uplink"),
+        done=lambda doc: doc["state"] != "ok" and "ertificate" in doc["summary"],
+        within=lab.SLOW_S,
+        what="the uplink refuses the server",
+    )
+    assert said["state"] != "ok"
+
+
+def test_no_plaintext_anywhere(site: Site) -> None:
+    """The broker does not listen on 1883 and drops a plain CONNECT on 443; nothing the gateway sends is readable.
+
+    Shows: L19, X41, X42
+    """
+    assert site.stranger.probe(topology.CLOUD_MQTT, 1883) == "refused"
+    plain = (
+        "import socket; s=socket.create_connection(('203.0.113.10',443),5);"
+        "s.sendall(bytes.fromhex('101000044d5154540502003c000003737031'));"
+        "s.settimeout(10);\ntry: print(s.recv(4)[:1].hex())\nexcept ConnectionError: print('')"
+    )
+    answer = site.stranger.run("python3", "-c", plain).stdout.strip()
+    assert answer != "20", "the broker answered a plain CONNECT with CONNACK"
+    wan = site.capture("wan")
+    count = len(lab.points(site, "plc-plc1/speed"))
+    eventually(
+        lambda: len(lab.points(site, "plc-plc1/speed")),
+        done=lambda n: n > count,
+        within=lab.SLOW_S,
+        what="another block arrives",
+    )
+    sent = b"".join(p.payload for p in wan.stop() if p.protocol == TCP and p.source_mac == topology.WAN.mac)
+    assert sent
+    assert not [word for word in (b"SPB1", b"plc-plc1", b"speed", b"SP-000001") if word in sent]
+
+
+@pytest.mark.parametrize("off", ["+3 hours", "-2 days"])
+def test_wrong_gateway_clock_is_corrected(site: Site, since_us: int, off: str) -> None:
+    """The gateway's clock is hours or days off: the cloud stores true times, and keeps the original ones.
+
+    Shows: X37, X36
+    """
+    agent = site.machine.agent
+    agent.shell(f'date -s "{off}"')
+    try:
+        _reconnect(site)
+
+        def recent() -> list[lab.Point]:
+            found = lab.points(site, "plc-plc1/speed", start_us=time.time_ns() // 1000 - 15_000_000)
+            return [p for p in found if abs(p.original_s - p.time_s) > 3600]
+
+        found = eventually(recent, within=120, what="samples with a wrong original and a true corrected time")
+        error_s = found[-1].original_s - found[-1].time_s
+        assert error_s == pytest.approx(10_800 if "hours" in off else -172_800, abs=5)
+        assert abs(found[-1].time_s - time.time()) < 30
+        assert not found[-1].estimated
+    finally:
+        agent.shell(f"date -s @{time.time():.0f}")
+        _reconnect(site)
+        lab.wait_online(site, within=120)
+
+
+def test_communication_is_off_until_enabled(site: Site) -> None:
+    """With `cloud.enabled` taken out the gateway sends nothing to the cloud; put back, it delivers what it kept.
+
+    Shows: L08
+    """
+    agent = site.machine.agent
+    before = agent.run("sallyport", "config", "show").stdout
+    lab.configure(site, before.replace("enabled = true", "enabled = false"))
+    try:
+        eventually(lambda: lab.gateway(site)["online"], done=lambda on: not on, within=60, what="offline")
+        wan = site.capture("wan")
+        blocks = lab.observed(site, "plc")
+        eventually(
+            lambda: lab.observed(site, "plc"), done=lambda doc: doc != blocks, within=30, what="polling goes on"
+        )
+        assert not [p for p in wan.stop() if p.destination == topology.CLOUD_MQTT]
+    finally:
+        lab.configure(site, before)
+    lab.wait_online(site)
