@@ -54,15 +54,20 @@ def render(entries: Mapping[str, Entry]) -> None:
         if name in store:
             kept = store[name]
             parts += ["", f"## {name}", "", entry.ABOUT, "", table(entry, kept["figures"]), ""]
-            parts.append(f"`{kept['command']}` · {kept['date']} · commit {kept['commit']} · {kept['machine']}")
+            parts.append(
+                f"`{kept['command']}` · {kept['date']} · commit {kept['commit']} · {kept['machine']}"
+            )
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _commit() -> str:
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=DOCS, capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=DOCS, capture_output=True, text=True, check=False
+    )
     return git.stdout.strip() or "unknown"
 
 
 def _machine() -> str:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, Linux {platform.release().split('-')[0]}"
+    kernel = platform.release().split("-")[0]
+    return f"{platform.machine()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, Linux {kernel}"

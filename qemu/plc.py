@@ -45,6 +45,8 @@ class Device(DataHandler):  # type: ignore[misc]
         self._running = threading.Event()
         self._running.set()
         self._exceptions: dict[tuple[str, int], int] = {}
+        self._counts: set[int] = set()
+        self._counting = threading.Lock()
 
     def get(self, table: str, address: int, count: int) -> list[int]:
         bank = self.data_bank
@@ -89,6 +91,21 @@ class Device(DataHandler):  # type: ignore[misc]
             else:
                 self._exceptions.pop((table, address), None)
 
+    def count_reads(self, address: int) -> None:
+        """From now on each read of holding register `address` is answered with the next number (32 bits, high word first).
+
+        Whoever reads can then be held to account: a number that he lacks was lost, one that he has twice was doubled.
+        """
+        self._counts.add(address)
+
+    def _count(self, address: int, count: int) -> None:
+        with self._counting:
+            for counted in self._counts:
+                if address <= counted < address + count:
+                    high, low = self.get("holding", counted, 2)
+                    number = (high << 16 | low) + 1
+                    self.set("holding", counted, [number >> 16 & 0xFFFF, number & 0xFFFF])
+
     def _refusal(self, table: str, address: int, count: int, kind: str = "") -> Any:
         self.requests[kind + table] += 1
         self._running.wait()
@@ -105,7 +122,10 @@ class Device(DataHandler):  # type: ignore[misc]
         return self._refusal("discrete", address, count) or super().read_d_inputs(address, count, srv_info)
 
     def read_h_regs(self, address: int, count: int, srv_info: Any) -> Any:
-        return self._refusal("holding", address, count) or super().read_h_regs(address, count, srv_info)
+        refusal = self._refusal("holding", address, count)
+        if not refusal:
+            self._count(address, count)
+        return refusal or super().read_h_regs(address, count, srv_info)
 
     def read_i_regs(self, address: int, count: int, srv_info: Any) -> Any:
         return self._refusal("input", address, count) or super().read_i_regs(address, count, srv_info)
@@ -141,6 +161,8 @@ class Simulator:
             return device.stall(order["on"])
         if do == "fail":
             return device.fail(order["table"], order["addresses"], order["code"])
+        if do == "count_reads":
+            return device.count_reads(order["address"])
         if do == "listen":
             return self.listen(order["on"])
         raise ValueError(f"unknown order {do!r}")
@@ -252,6 +274,10 @@ class Plc:
     def fail(self, table: Table, *addresses: int, code: int = 2) -> None:
         """Answer requests that touch an address with a Modbus exception; code 0 heals."""
         self._order("fail", table=table, addresses=list(addresses), code=code)
+
+    def count_reads(self, address: int) -> None:
+        """Let holding register `address` (and the next one) count the reads that were answered."""
+        self._order("count_reads", address=address)
 
     def listen(self, on: bool = True) -> None:
         """`listen(False)` drops every connection and refuses new ones."""

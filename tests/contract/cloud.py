@@ -190,15 +190,14 @@ class Gateway:
         await eventually(lambda: self.observed().detail.get("connected"), within_s, "uplink is connected")
 
 
-def counting(blocks: int, per_block: int = 10, *, start: int = 0, at_us: int | None = None) -> list[list[Sample]]:
-    """Blocks whose tag "n" counts up from `start`, 1 ms apart; times of this boot, up to about now."""
-    first = (clock.now().monotonic_us if at_us is None else at_us) - blocks * per_block * 1000
+START_US = clock.now().monotonic_us - 60_000_000
+
+
+def counting(blocks: int, per_block: int = 10, *, start: int = 0) -> list[list[Sample]]:
+    """Blocks whose tag "n" counts up from `start`; value n was taken n ms after START_US."""
     return [
-        [
-            Sample("n", first + (b * per_block + i) * 1000, start + b * per_block + i, 0, "I")
-            for i in range(per_block)
-        ]
-        for b in range(blocks)
+        [Sample("n", START_US + n * 1000, n, 0, "I") for n in range(first, first + per_block)]
+        for first in range(start, start + blocks * per_block, per_block)
     ]
 
 

@@ -29,9 +29,7 @@ class Point:
 
 def points(site: Site, tag: str, *, start_us: int = 0, limit: int = 100_000) -> list[Point]:
     """All samples of "<stream>/<name>" that the cloud has, oldest first."""
-    found = site.cloud_get(
-        f"/api/v1/gateways/{DEVICE}/series?tag={tag}&from={start_us}&limit={limit}"
-    )
+    found = site.cloud_get(f"/api/v1/gateways/{DEVICE}/series?tag={tag}&from={start_us}&limit={limit}")
     return [
         Point(p["time_us"] / 1e6, p["original_us"] / 1e6, p["value"], p["quality"], p["estimated"])
         for p in found
@@ -75,9 +73,7 @@ def observed(site: Site, service: str) -> dict[str, Any]:
 
 def configure(site: Site, document: str, *options: str) -> str:
     """Put a desired document in force, as a technician would. Returns what the command says."""
-    return site.machine.agent.run(
-        "sallyport", "config", "set", "-", *options, stdin=document.encode()
-    ).stdout
+    return site.machine.agent.run("sallyport", "config", "set", "-", *options, stdin=document.encode()).stdout
 
 
 def counter_document(*, interval_ms: int = 1000, host: str = "mqtt.sallyport.test") -> str:
@@ -89,8 +85,9 @@ enabled = true
 host = "{host}"
 [[plc]]
 name = "counter"
-host = "{topology.PLCS['plc2']}"
+host = "{topology.PLCS["plc2"]}"
 interval_ms = {interval_ms}
+timeout_ms = 10000
 tags = [{{ name = "reads", address = 1000, type = "uint32" }}]
 """
 

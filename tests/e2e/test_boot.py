@@ -77,7 +77,9 @@ def test_memory_of_all_services(site: Site) -> None:
 
 def test_root_is_read_only(site: Site) -> None:
     """Nothing can be written to the system; state lies on the data partition and the log flash."""
-    mounts = json.loads(site.machine.agent.shell("findmnt --json --list -o TARGET,OPTIONS,SOURCE"))["filesystems"]
+    mounts = json.loads(site.machine.agent.shell("findmnt --json --list -o TARGET,OPTIONS,SOURCE"))[
+        "filesystems"
+    ]
     by_target = {mount["target"]: mount for mount in mounts}
     assert "ro" in by_target["/"]["options"].split(",")
     assert by_target["/data"]["source"] == "/dev/vdb"

@@ -147,7 +147,10 @@ def test_communication_is_off_until_enabled(site: Site) -> None:
         wan = site.capture("wan")
         blocks = lab.observed(site, "plc")
         eventually(
-            lambda: lab.observed(site, "plc"), done=lambda doc: doc != blocks, within=30, what="polling goes on"
+            lambda: lab.observed(site, "plc"),
+            done=lambda doc: doc != blocks,
+            within=30,
+            what="polling goes on",
         )
         assert not [p for p in wan.stop() if p.destination == topology.CLOUD_MQTT]
     finally:

@@ -36,8 +36,12 @@ def test_unconfirmed_change_that_cuts_off_rolls_back(site: Site) -> None:
     agent = site.machine.agent
     good = agent.run("sallyport", "config", "show").stdout
     wrong = '[wan]\nmode = "static"\naddress = "172.31.9.5/24"\ngateway = "172.31.9.1"\n'
-    lab.configure(site, good.replace("[wan]\n", "[old_wan]\n") if "[wan]" in good else good + wrong,
-                  "--confirm-within", "45")
+    lab.configure(
+        site,
+        good.replace("[wan]\n", "[old_wan]\n") if "[wan]" in good else good + wrong,
+        "--confirm-within",
+        "45",
+    )
     eventually(
         lambda: agent.shell("ip -4 -o address show dev wan0"),
         done=lambda text: "172.31.9.5" in text,

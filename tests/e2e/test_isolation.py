@@ -51,7 +51,9 @@ def test_every_flow_starts_at_the_gateway(power_on: PowerOn) -> None:
             first.setdefault(frozenset({(p.source, p.source_port), (p.destination, p.destination_port)}), p)
     assert first
     # The DHCP server answers a client that has no address yet: its first packet goes to a broadcast address.
-    foreign = [str(p) for p in first.values() if p.source_mac != topology.WAN.mac and p.destination_port != 68]
+    foreign = [
+        str(p) for p in first.values() if p.source_mac != topology.WAN.mac and p.destination_port != 68
+    ]
     assert not foreign
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("counting")
 @pytest.fixture
 def counting(site: Site, own_configuration: None) -> None:
     """The gateway reads, once a second, a count of its reads."""
-    site.plc2.count_reads("holding", 1000)
+    site.plc2.count_reads(1000)
     lab.configure(site, lab.counter_document())
 
 
@@ -56,7 +56,10 @@ def test_wan_cut_and_power_cut(site: Site, since_us: int) -> None:
     cut_at = time.time()
     before_power_cut = _served(site) + 20
     eventually(
-        lambda: _served(site), done=lambda n: n >= before_power_cut, within=60, what="20 reads with the WAN down"
+        lambda: _served(site),
+        done=lambda n: n >= before_power_cut,
+        within=60,
+        what="20 reads with the WAN down",
     )
     site.power_cut()
     last_before = _served(site)

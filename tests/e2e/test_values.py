@@ -76,7 +76,7 @@ enabled = true
 host = "mqtt.sallyport.test"
 [[plc]]
 name = "types"
-host = "{topology.PLCS['plc2']}"
+host = "{topology.PLCS["plc2"]}"
 tags = [
 {tags}
 {{ name = "input", table = "input", address = 77 }},
@@ -90,7 +90,9 @@ tags = [
         found = site.cloud_get(f"/api/v1/gateways/{lab.DEVICE}/tags")
         return {t["name"]: t["last"]["value"] for t in found if t["stream"] == "plc-types"}
 
-    stored = eventually(latest, done=lambda s: s.keys() >= expected.keys(), within=lab.SLOW_S, what="all tags")
+    stored = eventually(
+        latest, done=lambda s: s.keys() >= expected.keys(), within=lab.SLOW_S, what="all tags"
+    )
     assert stored == expected
     assert {name: type(value) for name, value in stored.items()} == {
         name: type(value) for name, value in expected.items()
@@ -108,7 +110,9 @@ def test_a_change_is_stored_with_the_time_of_its_poll(site: Site, since_us: int)
     """
     lab.configure(site, lab.counter_document().replace("reads", "level").replace("uint32", "uint16"))
     eventually(
-        lambda: lab.values(site, "plc-counter/level", start_us=since_us), within=lab.SLOW_S, what="first values"
+        lambda: lab.values(site, "plc-counter/level", start_us=since_us),
+        within=lab.SLOW_S,
+        what="first values",
     )
     before = time.time()
     site.plc2.set("holding", 1000, 42)
