@@ -77,7 +77,7 @@ def configuration(state: State, address: str, port: int, *, root: bool) -> str:
         "max_inflight_messages 1000",
         "max_queued_messages 20000",
         f"max_queued_bytes {256 * 1024 * 1024}",
-        f"message_size_limit {MAX_BLOCK + 65536}",
+        f"max_packet_size {MAX_BLOCK + 65536}",
         "set_tcp_nodelay true",
         "connection_messages true",
         "log_dest stderr",

@@ -185,6 +185,6 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     """Replace a file; its mode is right from the first byte on."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(data)
     temporary.replace(path)

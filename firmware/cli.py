@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--confirm-within",
         type=_seconds,
         metavar="SECONDS",
-        help="roll back after 10 to 3600 s unless `confirm` comes: for any change that could cut you off",
+        help="roll back after 1 to 3600 s unless `confirm` comes: for any change that could cut you off",
     )
     command.set_defaults(run=_set)
 
@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> int:
-    if not text.isdecimal() or not 10 <= int(text) <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 10 to 3600")
+    if not text.isdecimal() or not 1 <= int(text) <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to 3600")
     return int(text)
 
 

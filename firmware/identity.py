@@ -53,7 +53,7 @@ def common_name(pem: bytes) -> str:
     except binascii.Error as error:
         raise ValueError(f"not base64: {error}") from error
     (certificate,) = [content for _, content in _items(der)]
-    tbs = next(_items(certificate))[1]
+    _, tbs = next(_items(certificate), (0, b""))
     fields = [
         content for tag, content in _items(tbs) if tag != 0xA0
     ]  # [0] is the version, which may be absent

@@ -49,18 +49,22 @@ def choose(kernel: Path) -> Accelerator:
         note.write_text("works" if works else "fails", encoding="ascii")
     if works:
         return Accelerator("kvm", "KVM: a trial guest ran")
-    return Accelerator("tcg", f"TCG (software emulation): a trial guest on {DEVICE} did not run (noted in {note})")
+    return Accelerator(
+        "tcg", f"TCG (software emulation): a trial guest on {DEVICE} did not run (noted in {note})"
+    )
 
 
 def boots(accelerator: str, kernel: Path, deadline_s: float = DEADLINE_S) -> bool:
     """Whether a kernel gets through its start within the deadline."""
     with tempfile.NamedTemporaryFile(suffix=".log") as console:
         process = subprocess.Popen(
-            ["qemu-system-x86_64", "-accel", accelerator, "-machine", "q35", "-m", "256"]
-            + ["-cpu", "host" if accelerator == "kvm" else "max"]
-            + ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-            + ["-serial", f"file:{console.name}", "-kernel", str(kernel)]
-            + ["-append", "console=ttyS0 panic=-1"],
+            [
+                "qemu-system-x86_64",
+                *("-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"),
+                *("-machine", "q35", "-m", "256", "-nodefaults", "-no-user-config"),
+                *("-display", "none", "-serial", f"file:{console.name}", "-no-reboot"),
+                *("-kernel", str(kernel), "-append", "console=ttyS0 panic=-1"),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -70,7 +74,8 @@ def boots(accelerator: str, kernel: Path, deadline_s: float = DEADLINE_S) -> boo
             process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: it goes when that lets it
+            # Not even that ends it while it is stuck in the kernel; then it goes when that lets it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)
             return False
         return REACHED in Path(console.name).read_bytes()

@@ -69,7 +69,12 @@ class Agent:
         return answer["return"]
 
     def run(
-        self, *argv: str, stdin: bytes = b"", timeout: float = 60.0, check: bool = True, env: tuple[str, ...] = ()
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        timeout: float = 60.0,
+        check: bool = True,
+        env: tuple[str, ...] = (),
     ) -> Completed:
         """Run a program in the guest as root, to its end. With `check`, a failure raises `SiteError`."""
         arguments: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
@@ -113,7 +118,8 @@ class Agent:
         try:
             while data:
                 part, data = data[:CHUNK], data[CHUNK:]
-                self.command("guest-file-write", handle=handle, **{"buf-b64": base64.b64encode(part).decode()})
+                content: dict[str, Any] = {"buf-b64": base64.b64encode(part).decode()}
+                self.command("guest-file-write", handle=handle, **content)
             self.command("guest-file-flush", handle=handle)
         finally:
             self.command("guest-file-close", handle=handle)

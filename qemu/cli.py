@@ -65,8 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     run = verb("run", _run, "run a site with a gateway, a cloud and two PLCs, until Ctrl-C")
     run.add_argument("--image", type=Path, default=IMAGE, help="folder of the image (default: build/image)")
     run.add_argument("--provisioned", type=Path, help="the gateway's first configuration (TOML)")
-    run.add_argument("--page-port", type=int, default=8443, help="port of the cloud's page here (default: 8443)")
-    run.add_argument("--keep", action="store_true", help="go on with the disks and the cloud's data of last time")
+    run.add_argument(
+        "--page-port", type=int, default=8443, help="port of the cloud's page here (default: 8443)"
+    )
+    run.add_argument(
+        "--keep", action="store_true", help="go on with the disks and the cloud's data of last time"
+    )
     run.add_argument("--plain", action="store_true", help="lines instead of a live view")
     run.add_argument("--until-data", action="store_true", help="end when the first sample is in the cloud")
 

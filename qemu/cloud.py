@@ -44,7 +44,7 @@ class Cloud:
         with Path(os.devnull).open("rb") as null, host.log_path("splice").open("ab") as log:
             host.start(
                 *(sys.executable, "-I", "-S", splice.__file__, topology.CLOUD_PORTAL, "443"),
-                fds=(null, log, log, self._listener),
+                fds=(null, log, log, self._listener.fileno()),
             )
 
     @property

@@ -10,7 +10,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,8 @@ class Control:
             order = json.loads(line)
             do = order.pop("do")
             if do not in ORDERS:
-                raise SiteError(f"unknown order {do!r}")
-            if do in LOOKS:
-                return {"ok": ORDERS[do](self._site, **order)}
-            with self._acting:
+                return {"error": f"unknown order {do!r}"}
+            with nullcontext() if do in LOOKS else self._acting:
                 return {"ok": ORDERS[do](self._site, **order)}
         except (SiteError, OSError) as error:
             return {"error": str(error)}

@@ -56,7 +56,7 @@ def lease(interface: str) -> dict[str, Any]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-        sock.bind(("0.0.0.0", 68))
+        sock.bind(("", 68))
 
         def ask(kind: int, wanted: int, options: dict[int, bytes]) -> tuple[str, dict[int, bytes]]:
             for _ in range(TRIES):

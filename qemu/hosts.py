@@ -59,7 +59,10 @@ class Host:
         log: str = "",
     ) -> Process:
         """Start a program. `env` is added to ours; output goes to `log` (default: the program's name) unless `fds`."""
-        with self.log_path(log or Path(argv[0]).name).open("ab") as output, Path(os.devnull).open("rb") as null:
+        with (
+            self.log_path(log or Path(argv[0]).name).open("ab") as output,
+            Path(os.devnull).open("rb") as null,
+        ):
             return self._space.start(
                 argv, host=self.name, fds=fds or (null, output, output), env={**os.environ, **(env or {})}
             )
@@ -78,9 +81,7 @@ class Host:
             entry["local"] for item in found for entry in item["addr_info"] if entry.get("scope") != "link"
         ]
 
-    def probe(
-        self, address: str, port: int = 0, protocol: Protocol = "tcp", timeout: float = 1.0
-    ) -> Outcome:
+    def probe(self, address: str, port: int = 0, protocol: Protocol = "tcp", timeout: float = 1.0) -> Outcome:
         return self.probe_all([(address, port, protocol)], timeout)[0]
 
     def probe_all(self, targets: Sequence[tuple[str, int, Protocol]], timeout: float = 1.0) -> list[Outcome]:

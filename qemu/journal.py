@@ -90,9 +90,11 @@ class Journal:
             if time.monotonic() > deadline:
                 last = "\n".join(f"  {entry}" for entry in entries[-10:]) or "  nothing"
                 wanted = matches if isinstance(matches, str) else "what was waited for"
-                raise TimeoutError(f"the journal did not show {wanted!r} within {timeout:g} s. Its end:\n{last}")
+                raise TimeoutError(
+                    f"the journal did not show {wanted!r} within {timeout:g} s. Its end:\n{last}"
+                )
             time.sleep(PAUSE_S)
 
     def text(self, start: int = 0) -> str:
-        """Readable lines from entry number `start` on."""
-        return "".join(f"{entry}\n" for entry in self.entries()[start:])
+        """Readable lines from entry number `start` on, without our own questions to the guest agent."""
+        return "".join(f"{entry}\n" for entry in self.entries()[start:] if entry.source != "qemu-ga")

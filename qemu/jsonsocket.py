@@ -12,7 +12,7 @@ CHUNK = 65536
 
 
 class JsonSocket:
-    """Raises `TimeoutError` at a deadline (seconds of `time.monotonic()`), `ConnectionError` when the other side left."""
+    """Raises `TimeoutError` at a deadline (in `time.monotonic()`), `ConnectionError` when the other side left."""
 
     def __init__(self, path: Path, deadline: float) -> None:
         """Waits for a server that does not listen yet."""

@@ -219,7 +219,7 @@ class Keeper:
                     os.write(report_write, b"{}")
                     os.closerange(0, 65536)
                     then()
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 said = getattr(error, "strerror", None) or str(error)
                 os.write(report_write, json.dumps({"error": said}).encode())
             os._exit(127)

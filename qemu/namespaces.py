@@ -243,7 +243,17 @@ class Namespaces:
 def _unshare() -> list[str]:
     if not shutil.which("unshare"):
         raise SiteError("unshare(1) is missing; install the package util-linux")
-    command = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]
+    command = [
+        "unshare",
+        "--net",
+        "--mount",
+        "--pid",
+        "--uts",
+        "--ipc",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     if os.geteuid():
         # More than one id is needed: servers in the site change their user.
         command += ["--user", "--map-root-user", "--map-auto"]
@@ -271,6 +281,7 @@ def _answer(channel: socket.socket, what: str) -> dict[str, Any]:
 def _communicate(sink: int, sources: Iterable[int], data: bytes, deadline: float) -> list[bytes]:
     """Write `data` to `sink` and read `sources` to their ends; closes them all."""
     buffers = {source: bytearray() for source in sources}
+    waiting = {sink, *buffers}
     with selectors.DefaultSelector() as selector:
         os.set_blocking(sink, False)
         selector.register(sink, selectors.EVENT_WRITE)
@@ -294,10 +305,9 @@ def _communicate(sink: int, sources: Iterable[int], data: bytes, deadline: float
                         finished = not chunk or len(buffers[key.fd]) > OUTPUT_LIMIT
                     if finished:
                         selector.unregister(key.fd)
+                        waiting.remove(key.fd)
                         os.close(key.fd)
         finally:
-            for fd in list(selector.get_map()):
+            for fd in waiting:
                 os.close(fd)
     return [bytes(buffer) for buffer in buffers.values()]
-
-

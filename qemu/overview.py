@@ -25,7 +25,7 @@ def overview(site: Site) -> dict[str, Any]:
         "links": {link: site.cut_links.get(link, "plugged in") for link in topology.LINKS},
         "wan_address": _part(site.wan_address),
         "router": _part(site.router.counters),
-        "plcs": {name: _part(lambda plc=plc: dict(plc.requests())) for name, plc in site.plcs.items()},  # type: ignore[misc]
+        "plcs": {name: _part(lambda plc=plc: dict(plc.requests())) for name, plc in site.plcs.items()},
         "cloud": _part(lambda: cloud(site)),
     }
 

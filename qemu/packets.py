@@ -58,9 +58,7 @@ class Packet:
         names = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6"}
         what = names.get(self.protocol, f"type {self.ethertype:#06x} protocol {self.protocol}")
         ports = (f":{self.source_port}", f":{self.destination_port}") if self.source_port else ("", "")
-        return (
-            f"{self.time_s:.6f} {self.source_mac} {what} {self.source}{ports[0]} > {self.destination}{ports[1]}"
-        )
+        return f"{self.time_s:.6f} {self.source_mac} {what} {self.source}{ports[0]} > {self.destination}{ports[1]}"
 
 
 def read(path: Path) -> Iterator[Packet]:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -92,7 +92,9 @@ class Device(DataHandler):  # type: ignore[misc]
                 self._exceptions.pop((table, address), None)
 
     def count_reads(self, address: int) -> None:
-        """From now on each read of holding register `address` is answered with the next number (32 bits, high word first).
+        """From now on each read of holding register `address` is answered with the next number.
+
+        32 bits, high word first.
 
         Whoever reads can then be held to account: a number that he lacks was lost, one that he has twice was doubled.
         """
@@ -105,6 +107,10 @@ class Device(DataHandler):  # type: ignore[misc]
                     high, low = self.get("holding", counted, 2)
                     number = (high << 16 | low) + 1
                     self.set("holding", counted, [number >> 16 & 0xFFFF, number & 0xFFFF])
+
+    def heal(self) -> None:
+        self._exceptions.clear()
+        self._running.set()
 
     def _refusal(self, table: str, address: int, count: int, kind: str = "") -> Any:
         self.requests[kind + table] += 1
@@ -147,25 +153,26 @@ class Simulator:
         self._address, self._port = address, port
         self._server: Any = None
         self._motion = motion
+        self._orders: dict[str, Callable[..., Any]] = {
+            "get": self.device.get,
+            "set": self.device.set,
+            "requests": lambda: dict(self.device.requests),
+            "stall": self.device.stall,
+            "fail": self.device.fail,
+            "count_reads": self.device.count_reads,
+            "heal": self.heal,
+            "listen": self.listen,
+        }
 
     def handle(self, order: dict[str, Any]) -> Any:
-        do = order["do"]
-        device = self.device
-        if do == "get":
-            return device.get(order["table"], order["address"], order["count"])
-        if do == "set":
-            return device.set(order["table"], order["address"], order["values"])
-        if do == "requests":
-            return dict(device.requests)
-        if do == "stall":
-            return device.stall(order["on"])
-        if do == "fail":
-            return device.fail(order["table"], order["addresses"], order["code"])
-        if do == "count_reads":
-            return device.count_reads(order["address"])
-        if do == "listen":
-            return self.listen(order["on"])
-        raise ValueError(f"unknown order {do!r}")
+        do = order.pop("do")
+        if do not in self._orders:
+            raise ValueError(f"unknown order {do!r}")
+        return self._orders[do](**order)
+
+    def heal(self) -> None:
+        self.device.heal()
+        self.listen(True)
 
     def listen(self, on: bool) -> None:
         """Off: every connection is closed and new ones are refused, as with a device that restarts."""
@@ -208,7 +215,9 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="address to serve Modbus TCP on")
     parser.add_argument("--port", type=int, default=MODBUS_PORT)
     parser.add_argument("--control", type=Path, required=True, help="path of the control socket to make")
-    parser.add_argument("--motion", default="", help="plant to play (see qemu/plant.py); default: values rest")
+    parser.add_argument(
+        "--motion", default="", help="plant to play (see qemu/plant.py); default: values rest"
+    )
     options = parser.parse_args()
     options.control.unlink(missing_ok=True)
     simulator = Simulator(options.address, options.port, options.motion)
@@ -282,6 +291,10 @@ class Plc:
     def listen(self, on: bool = True) -> None:
         """`listen(False)` drops every connection and refuses new ones."""
         self._order("listen", on=on)
+
+    def heal(self) -> None:
+        """End every fault. Values stay."""
+        self._order("heal")
 
     def _answers(self) -> bool:
         with suppress(OSError, SiteError):

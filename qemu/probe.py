@@ -90,7 +90,7 @@ def checksum(data: bytes) -> int:
     total = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return int(~total & 0xFFFF)
 
 
 async def outcome(address: str, port: int, protocol: str, timeout: float) -> str:  # noqa: ASYNC109
@@ -105,7 +105,9 @@ async def outcome(address: str, port: int, protocol: str, timeout: float) -> str
 
 async def main() -> None:
     asked = json.load(sys.stdin)
-    outcomes = [outcome(*target, asked["timeout"]) for target in asked["targets"]]
+    outcomes = [
+        outcome(address, port, protocol, asked["timeout"]) for address, port, protocol in asked["targets"]
+    ]
     json.dump(await asyncio.gather(*outcomes), sys.stdout)
 
 

@@ -64,7 +64,7 @@ def eventually(
             if done(state):
                 return state
             seen = repr(state)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             seen = f"{type(error).__name__}: {error}"
         if time.monotonic() >= deadline:
             raise AssertionError(f"{what}: not within {within:g} s; last seen: {seen}")

@@ -23,7 +23,7 @@ class Qmp:
     def close(self) -> None:
         self._socket.close()
 
-    def command(self, name: str, **arguments: Any) -> Any:
+    def command(self, name: str, /, **arguments: Any) -> Any:
         """Run a command and return its result; threads take turns. Raises `SiteError` with QEMU's own text."""
         deadline = time.monotonic() + self._timeout
         with self._lock:

@@ -66,7 +66,9 @@ def main(
             ) as site,
             closing(control.Control(site)),
         ):
-            say(f"the cloud's page: {site.cloud.url} (its certificate is from {site.cloud.identity / 'ca.crt'})")
+            say(
+                f"the cloud's page: {site.cloud.url} (its certificate is from {site.cloud.identity / 'ca.crt'})"
+            )
             live = console.is_terminal and not plain
             (_watch_live if live else _watch_plain)(site, console, until_data, began)
     except KeyboardInterrupt:

@@ -61,8 +61,8 @@ def attach(path: Path) -> int:
 
 def _relay(sock: socket.socket, terminal: int) -> None:
     while True:
-        for source in select.select([sock, terminal], [], [])[0]:
-            if source is sock:
+        for source in select.select([sock.fileno(), terminal], [], [])[0]:
+            if source != terminal:
                 data = sock.recv(CHUNK)
                 if not data:
                     return

@@ -11,6 +11,7 @@ a test runs services as processes (`gateway="netns"`: `site.gateway`), or absent
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -65,7 +66,9 @@ class Site:
         self.cut_links: dict[str, str] = {}
         """Link -> "carrier" or "silent", for those that are cut."""
         self._substrate = gateway
-        self._captures: list[Capture] = []
+        self._numbers = itertools.count(1)
+        self.captures: dict[str, Capture] = {}
+        """Those that were started last, by cable."""
         self._machine: Machine | None = None
         self._gateway: Host | None = None
         self._cloud: Cloud | None = None
@@ -80,9 +83,7 @@ class Site:
             internet.start_dns(self.hosts["cloud"], self.state)
             say("machines")
             self.plcs = {
-                name: Plc(
-                    self.hosts[name], address, self.state, motion=MOTIONS[name] if moving else ""
-                )
+                name: Plc(self.hosts[name], address, self.state, motion=MOTIONS[name] if moving else "")
                 for name, address in topology.PLCS.items()
             }
             for plc in self.plcs.values():
@@ -150,6 +151,11 @@ class Site:
         return self._machine
 
     @property
+    def booted(self) -> bool:
+        """Whether the gateway is a virtual machine."""
+        return self._machine is not None
+
+    @property
     def cloud(self) -> Cloud:
         if not self._cloud:
             raise SiteError("this site has no cloud; ask for one with Site(cloud=True)")
@@ -208,13 +214,23 @@ class Site:
         """Take the gateway's power away at once (see `machine.py`)."""
         self.machine.power_cut()
 
+    def heal(self) -> None:
+        """Undo every cut and fault, power on what is off: as new, but for what was stored."""
+        for link in list(self.cut_links):
+            self.restore(link)  # type: ignore[arg-type]
+        self.router.dns_fault("none")
+        for plc in self.plcs.values():
+            plc.power()
+            plc.heal()
+        if self._machine and not self._machine.powered:
+            self.power()
+
     def capture(self, where: str, path: Path | None = None, expression: str = "") -> Capture:
         """Watch a cable: "wan", "lan", or a host's name. It runs until its `stop()` or the site's end."""
         port = self.port(where)
-        path = path or self.logs / f"{where}-{len(self._captures)}.pcap"
-        capture = Capture(self.space, port, path.resolve(), expression)
-        self._captures.append(capture)
-        return capture
+        path = path or self.logs / f"{where}-{next(self._numbers)}.pcap"
+        self.captures[where] = Capture(self.space, port, path.resolve(), expression)
+        return self.captures[where]
 
     def port(self, where: str) -> str:
         """The patch panel's port of a link or host; "internet" is the router's cable there."""

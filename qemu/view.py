@@ -56,7 +56,7 @@ def _gateway(seen: dict[str, Any]) -> Table:
     if "error" in gateway:
         table.add_row("power", Text(gateway["error"], "red"))
     elif gateway["powered"]:
-        state = "running" if services else "booting"
+        state = "running" if services else "booting, no service has reported yet"
         table.add_row("power", f"on for {gateway['powered_s']:.0f} s, boot {gateway['boot']}, {state}")
     else:
         table.add_row("power", Text("off (`site boot` powers it on)", "red"))
@@ -72,7 +72,9 @@ def _gateway(seen: dict[str, Any]) -> Table:
 def _flow(seen: dict[str, Any]) -> Table:
     services, cloud, router = _services(seen), seen["cloud"], seen["router"]
     table = _grid()
-    requests = "  ".join(f"{name} {sum(v for v in r.values() if isinstance(v, int))}" for name, r in seen["plcs"].items())
+    requests = "  ".join(
+        f"{name} {sum(v for v in r.values() if isinstance(v, int))}" for name, r in seen["plcs"].items()
+    )
     table.add_row("asked of the PLCs", f"{requests} requests")
     table.add_row("samples logged", f"{_logged(services)} in this boot")
     if "error" in cloud:

@@ -57,9 +57,7 @@ def configure(plugs: Sequence[Plug]) -> list[str]:
 
 def routes(host: str) -> list[str]:
     return [
-        f"route add {route.destination} via {route.via}"
-        for route in topology.ROUTES
-        if route.host == host
+        f"route add {route.destination} via {route.via}" for route in topology.ROUTES if route.host == host
     ]
 
 

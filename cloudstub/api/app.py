@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Query, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from cloudstub.api.models import EventOut, GatewayOut, HealthOut, PingOut, PointOut, TagOut, live
 from cloudstub.api.ping import Pinger
@@ -28,7 +28,7 @@ COMMENT_S = 15.0
 """An idle live stream says something this often, so that a broken one is noticed."""
 
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -61,8 +61,6 @@ def create(state: State, host: str, port: int) -> FastAPI:
 
     @app.exception_handler(sqlite3.OperationalError)
     async def store_trouble(_request: Request, error: sqlite3.OperationalError) -> Any:
-        from fastapi.responses import JSONResponse
-
         return JSONResponse({"detail": f"a store can't be read now: {error}; try again"}, status_code=503)
 
     _gateway_routes(app, state)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from firmware.wire import messages, topics
-from firmware.wire.block import BlockError, BlockId, Kind, read_header
+from firmware.wire.block import BlockError, BlockId, Header, Kind, read_header
 from firmware.wire.messages import ClockReport, MessageError, Nack, Status, TimeReply, TimeRequest
 
 FAR_US = 2**60
@@ -56,45 +56,49 @@ Decision: TypeAlias = StoreBlock | StoreClock | StoreStatus | AnswerTime | Refus
 def decide(topic: str, payload: bytes, reference: bytes | None, now_us: int) -> Decision:
     """`reference` is the MQTT 5 correlation data, `now_us` the cloud's time since 1970. Never raises."""
     up = topics.parse_up(topic)
-    if up is None:
+    if up is None or up.rest == "pong":
         return None
-    device, rest = up
+    if block := topics.parse_block(up.rest):
+        return _decide_block(up.device, block.stream, payload, reference)
     try:
-        match rest:
-            case "time":
-                request = messages.decode(payload, TimeRequest)
-                return AnswerTime(device, TimeReply(request.boot, request.sent_us, now_us))
-            case "clock":
-                report = messages.decode(payload, ClockReport)
-                _check_clock(report)
-                return StoreClock(device, report)
-            case "status":
-                messages.decode(payload, Status)
-                return StoreStatus(device, payload)
-            case "pong":
-                return None
+        return _decide_message(up.device, up.rest, payload, now_us)
     except (MessageError, ValueError) as error:
-        return Refuse(device, f"{rest}: {error}")
-    block = topics.parse_block(rest)
-    if block is None:
-        return Refuse(device, f"unknown topic {topic}")
-    return _decide_block(device, block.stream, payload, reference)
+        return Refuse(up.device, f"{up.rest}: {error}")
+
+
+def _decide_message(device: str, rest: str, payload: bytes, now_us: int) -> Decision:
+    match rest:
+        case "time":
+            request = messages.decode(payload, TimeRequest)
+            return AnswerTime(device, TimeReply(request.boot, request.sent_us, now_us))
+        case "clock":
+            report = messages.decode(payload, ClockReport)
+            _check_clock(report)
+            return StoreClock(device, report)
+        case "status":
+            messages.decode(payload, Status)
+            return StoreStatus(device, payload)
+    raise ValueError("unknown topic")
 
 
 def _decide_block(device: str, stream: str, payload: bytes, reference: bytes | None) -> Decision:
     try:
         header = read_header(payload)
-        if (header.id.device, header.id.stream) != (device, stream):
-            raise BlockError(
-                f"the block belongs to {header.id.device}/{header.id.stream}, the topic to {device}/{stream}"
-            )
-        if max(header.id.seq, abs(header.first_us), abs(header.last_us), abs(header.offset_us)) > FAR_US:
-            raise BlockError(f"sequence {header.id.seq} or its times are beyond all reason")
+        _check_header(header, device, stream)
     except BlockError as error:
         named = messages.parse_block_ref(reference)
         nack = Nack(stream, named[0].hex(), named[1], str(error)) if named else None
         return Refuse(device, f"block of {stream}: {error}", nack)
     return StoreBlock(header.id, header.kind, payload)
+
+
+def _check_header(header: Header, device: str, stream: str) -> None:
+    if (header.id.device, header.id.stream) != (device, stream):
+        raise BlockError(
+            f"the block belongs to {header.id.device}/{header.id.stream}, the topic to {device}/{stream}"
+        )
+    if max(header.id.seq, abs(header.first_us), abs(header.last_us), abs(header.offset_us)) > FAR_US:
+        raise BlockError(f"sequence {header.id.seq} or its times are beyond all reason")
 
 
 def _check_clock(report: ClockReport) -> None:

@@ -5,6 +5,8 @@ booleans, and the quality. Each sample has its corrected time (X37); its block r
 clock said, so the original time is `time_us - epoch_us + offset_us`.
 """
 
+# ruff: noqa: S608 - statements are put together from constants only; every value is a parameter
+
 from __future__ import annotations
 
 import math

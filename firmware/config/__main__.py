@@ -35,9 +35,10 @@ async def body(ready: Callable[[], None]) -> None:
     service = Service(store, publish)
     reporter = Reporter("config")
     changed = asyncio.Event()
+    one_at_a_time = asyncio.Lock()
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        reply = await answer(service, reader)
+        reply = await answer(service, reader, one_at_a_time)
         with contextlib.suppress(ConnectionError):
             writer.write(msgspec.json.encode(reply) + b"\n")
             await writer.drain()
@@ -52,15 +53,16 @@ async def body(ready: Callable[[], None]) -> None:
     async with server:
         ready()
         while True:
-            service.tick(clock.now())
-            state, summary, detail = service.status()
+            async with one_at_a_time:
+                service.tick(clock.now())
+                state, summary, detail = service.status()
             reporter.report(state, summary, **detail)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), service.seconds_left(clock.now()))
             changed.clear()
 
 
-async def answer(service: Service, reader: asyncio.StreamReader) -> Reply:
+async def answer(service: Service, reader: asyncio.StreamReader, one_at_a_time: asyncio.Lock) -> Reply:
     try:
         line = await asyncio.wait_for(reader.readline(), REQUEST_S)
         request = msgspec.json.decode(line, type=Request)
@@ -69,7 +71,9 @@ async def answer(service: Service, reader: asyncio.StreamReader) -> Reply:
     except (ValueError, ConnectionError) as error:  # too long a line, not JSON, not a request
         return Reply(ok=False, message=f"not a request: {error}")
     try:
-        reply = service.handle(request, clock.now())
+        async with one_at_a_time:
+            # In a thread: a large document takes its time, and the watchdog wants to be fed.
+            reply = await asyncio.to_thread(service.handle, request, clock.now())
     except OSError as error:
         log.exception("%s failed", request.op)
         return Reply(ok=False, message=f"{request.op} failed: {error}")

@@ -14,6 +14,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -23,7 +24,9 @@ from firmware.config.schema import SCHEMA_VERSION, Cloud, Desired, Lan, Plc, Sec
 MAX_BYTES = 1024 * 1024
 MAX_PROBLEMS = 100
 MAX_LINE = 2000
-"""Characters in a line of TOML: a key of very many parts costs tomllib time that grows with its square."""
+"""Characters in a line of TOML."""
+MAX_DOTS = 100
+"""Dots in a line of TOML: the parts of a key cost tomllib time that grows with their square."""
 
 REGISTERS = {"int32": 2, "uint32": 2, "float32": 2, "int64": 4, "uint64": 4, "float64": 4}
 """Modbus registers of one value, where it is not 1."""
@@ -115,6 +118,8 @@ def _load_toml(text: str) -> Any:
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) > MAX_LINE:
             _refuse(f"line {number} has {len(line)} characters; the most is {MAX_LINE}: break it up")
+        if line.count(".") > MAX_DOTS:
+            _refuse(f"line {number} has {line.count('.')} dots; the most is {MAX_DOTS}: break it up")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -157,12 +162,12 @@ class _Checker:
             self.wrong(path, f"{_show(raw)} is not a table")
             return False
         before = len(self.problems)
-        hints = get_type_hints(cls, include_extras=True)
+        hints, fields = _shape(cls)
         for key in raw:
             if key not in hints:
                 self.wrong(_join(path, key), f"unknown key; {_nearest(key, hints, 'known here')}")
         values = {}
-        for info in msgspec.structs.fields(cls):
+        for info in fields:
             at = _join(path, info.name)
             if info.name in raw:
                 if self.value(hints[info.name], raw[info.name], at):
@@ -175,7 +180,7 @@ class _Checker:
             return False
         self.built[path] = built = msgspec.convert(values, cls, from_attributes=True)
         for key, message in _RULES.get(cls, _no_rules)(built):
-            self.wrong(_join(path, key), message)
+            self.wrong(f"{path}.{key}" if path else key, message)
         return len(self.problems) == before
 
     def value(self, hint: Any, raw: Any, path: str) -> bool:
@@ -191,7 +196,9 @@ class _Checker:
                 self.built[path] = [self.built.get(f"{path}[{i}]", one) for i, one in enumerate(raw)]
             return all(right)
         if path == "schema" and type(raw) is int and raw > SCHEMA_VERSION:
-            self.wrong(path, f"{raw} is newer than this gateway's {SCHEMA_VERSION}; update the gateway")
+            self.wrong(
+                path, f"{_show(raw)} is newer than this gateway's {SCHEMA_VERSION}; update the gateway"
+            )
             return False
         reason = _leaf_error(hint, raw)
         if reason:
@@ -249,6 +256,12 @@ class _Checker:
                 self.wrong(f"{path}.{key}", f"{_show(value)} is also at {seen[value]}; names must differ")
             else:
                 seen[value] = f"{path}.{key}"
+
+
+@cache
+def _shape(cls: type[Section]) -> tuple[dict[str, Any], tuple[msgspec.structs.FieldInfo, ...]]:
+    """Types and fields of a section by name."""
+    return get_type_hints(cls, include_extras=True), msgspec.structs.fields(cls)
 
 
 def _leaf_error(hint: Any, raw: Any) -> str:

@@ -16,7 +16,7 @@ from firmware.config.store import Revision
 MAX_LINE = 8 * MAX_BYTES
 """Bytes; a document grows when it is escaped."""
 
-ConfirmWithin = Annotated[int, Meta(ge=10, le=3600)]
+ConfirmWithin = Annotated[int, Meta(ge=1, le=3600)]
 """Seconds until an unconfirmed change is rolled back."""
 
 

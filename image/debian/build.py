@@ -22,7 +22,7 @@ TOOLS = {**kernel.TOOLS, **base.TOOLS, "mksquashfs": "squashfs-tools", "mke2fs":
 
 CMDLINE = (
     "root=/dev/vda rootfstype=squashfs ro console=ttyS0 quiet systemd.show_status=no "
-    "random.trust_cpu=on panic=5 init=/usr/lib/systemd/systemd"
+    "random.trust_cpu=on panic=5 mitigations=off init=/usr/lib/systemd/systemd"
 )
 
 
@@ -78,7 +78,7 @@ def _assemble(scratch: Path, out: Path, layers: tuple[Path, Path, Path], key: st
             (python_folder / "site-packages", product.PACKAGES),
             *((overlay, ".") for overlay in OVERLAYS),
             (stage, "."),
-            (_mount_points(scratch / "mounts", "data", "flash"), "."),
+            (_mount_points(scratch / "mounts", "data", "flash", "var/tmp"), "."),
         ]
         squash.write(scratch / "root.squashfs", base_folder / "root.tar", folders, log)
     shutil.copyfile(kernel_folder / "bzImage", scratch / "bzImage")

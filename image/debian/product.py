@@ -79,6 +79,8 @@ def stage(out: Path, base_layer: Path, board: Path, log: Path) -> None:
     if not factory.is_file():
         raise BuildError(f"{factory} is missing: the image needs the factory configuration")
     shutil.copyfile(factory, etc / "factory.toml")
+    closed = etc / "closed.nft"
+    run([sys.executable, "-m", "services.firewall", "closed", "--board", board], closed, cwd=CHECKOUT)
     network = out / "usr/lib/systemd/network"
     network.mkdir(parents=True)
     for name, text in boards.links(boards.load(board)).items():

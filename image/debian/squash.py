@@ -32,7 +32,17 @@ def write(image: Path, base: Path, folders: Iterable[tuple[Path, str]], log: Pat
                 over[str(parent)] = (_folder(str(parent)), None)
 
     command = [
-        *(find("mksquashfs") or "mksquashfs", "-", str(image), "-tar", "-noappend", "-no-progress", "-quiet", "-root-mode", "0755"),
+        *(
+            find("mksquashfs") or "mksquashfs",
+            "-",
+            str(image),
+            "-tar",
+            "-noappend",
+            "-no-progress",
+            "-quiet",
+            "-root-mode",
+            "0755",
+        ),
         *("-comp", "zstd", "-Xcompression-level", "6", "-b", "64K", "-reproducible", "-mkfs-time", str(TIME)),
     ]
     with log.open("ab") as output:

@@ -26,7 +26,7 @@ class Keeper:
         """A set that is there is left alone (a restart must not cut connections); where there is none, the
         closed one is loaded."""
         self._kernel = kernel
-        self._wanted = closed
+        self._wanted = self._closed = closed
         self._in_force = ""
         """The text that the kernel took last."""
         self._expected = kernel.listing()
@@ -62,8 +62,8 @@ class Keeper:
             return State.FAILED, f"the kernel's rule set can't be read: {error}", {}
         if self._failure:
             return State.FAILED, f"the new rules are refused, the ones before hold: {self._failure}", detail
-        if not self._in_force:
-            return State.STARTING, "the rules from before hold until the configuration is there", detail
+        if self._wanted == self._closed:
+            return State.STARTING, "no new permission until the configuration is there", detail
         notes = []
         if detail["foreign_tables"]:
             notes.append(f"tables that are not ours: {', '.join(detail['foreign_tables'])}")

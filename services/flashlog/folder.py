@@ -72,10 +72,8 @@ class Folder:
         self.kept[-1].size += size
         self.size += size
 
-    def drop_oldest(self) -> bool:
-        """Remove the oldest segment, counting what the cloud does not have. False if none may go."""
-        if len(self.kept) < 2:
-            return False
+    def drop_oldest(self) -> None:
+        """Remove the oldest segment (there must be a newer one), counting what the cloud does not have."""
         blocks, entries = self._unacked(self.kept[0].name)
         self._remove_first()
         self.dropped_segments += 1
@@ -84,7 +82,6 @@ class Folder:
         log.warning(
             "%s: oldest segment dropped for room: %d blocks, %d entries", self.stream, blocks, entries
         )
-        return True
 
     def drop_acknowledged(self) -> None:
         """Remove the segments of which the cloud has stored every readable block."""
@@ -173,7 +170,10 @@ class Quota:
     def drop_oldest(self) -> bool:
         """Drop the oldest segment of all. False if none may go. Raises OSError."""
         candidates = [f for f in self._folders.values() if len(f.kept) > 1]
-        return bool(candidates) and min(candidates, key=lambda f: f.kept[0].changed_ns).drop_oldest()
+        if not candidates:
+            return False
+        min(candidates, key=lambda f: f.kept[0].changed_ns).drop_oldest()
+        return True
 
 
 def samples_quota(total_bytes: int) -> int:

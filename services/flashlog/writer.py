@@ -260,7 +260,9 @@ class Writer:
                 self._write(frames)
                 break
             except OSError as error:
-                self._end_segment()  # Nothing goes behind a torn frame.
+                # A sync that failed may succeed the next time without having written anything: the retry
+                # goes to another file. Nor does anything go behind a torn frame.
+                self._end_segment()
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._quota.drop_oldest():
                     raise
         self._stats.blocks += len(self._queue)

@@ -38,10 +38,8 @@ def _wan(name: str, wan: Wan) -> str:
     addresses are made from it."""
     servers = "".join(f"DNS={server}\n" for server in wan.dns)
     own_servers = "no" if wan.dns else "yes"
-    if wan.mode == "static":
-        addresses = f"DHCP=no\nAddress={wan.address}\nGateway={wan.gateway}\n"
-    else:
-        addresses = "DHCP=ipv4\n"
+    static = f"DHCP=no\nAddress={wan.address}\nGateway={wan.gateway}\n"
+    addresses = static if wan.mode == "static" else "DHCP=ipv4\n"
     return f"""\
 # The company side. Written by sallyport-network from the configuration; changes are overwritten.
 [Match]

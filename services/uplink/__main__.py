@@ -110,8 +110,8 @@ class Uplink:
             self.port or cloud.port,
             identity.device,
             context,
-            (topics.up(identity.device, "status"), messages.encode(self.status(online=False))),
-            news.put_nowait,
+            will=(topics.up(identity.device, "status"), messages.encode(self.status(online=False))),
+            on_news=news.put_nowait,
         )
         try:
             first = await news.get()
@@ -252,7 +252,8 @@ class Conversation:
             self._send_status(now_s)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):  # wait_for of Python 3.11 can swallow a cancellation
+                    await self._wake.wait()
 
     def _flash_work(self) -> None:
         """In the flash thread."""
@@ -337,7 +338,7 @@ def _version(root: Path) -> str:
     return ""
 
 
-async def _clouds() -> AsyncIterator[Cloud]:
+async def clouds() -> AsyncIterator[Cloud]:
     """The cloud section, now and whenever it changes."""
     last = None
     async for desired in daemon.desired_documents():
@@ -347,7 +348,7 @@ async def _clouds() -> AsyncIterator[Cloud]:
 
 
 async def body(ready: Callable[[], None]) -> None:
-    await Uplink().run(ready, _clouds())
+    await Uplink().run(ready, clouds())
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Session:
         port: int,
         device: str,
         context: ssl.SSLContext,
+        *,
         will: tuple[str, bytes],
         on_news: Callable[[News], None],
     ) -> None:

@@ -41,7 +41,7 @@ _CLIENT_CERTIFICATE = {
 }
 
 
-def explain(error: BaseException, host: str, port: int) -> Trouble:
+def explain(error: BaseException, host: str, port: int) -> Trouble:  # noqa: PLR0911 - one per kind of trouble
     """Trouble with reaching `host`, from the exception."""
     at = f"{host}:{port}"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -99,7 +99,13 @@ def _tls(text: str, at: str) -> Trouble:
             return Trouble(code, f"{at}: {remedy}")
     if re.search(r"PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL|NO_PROTOCOLS", text):
         return Trouble("tls-version", f"{at} speaks no TLS 1.2 or higher; it must be updated")
-    if re.search(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|UNEXPECTED_EOF|RECORD_LAYER_FAILURE", text):
+    if "EOF" in text:
+        return Trouble(
+            "tls-closed",
+            f"{at} closed the connection during the TLS handshake; it may speak no TLS 1.2 or higher, or a firewall "
+            "on the way lets no TLS through",
+        )
+    if re.search(r"WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE", text):
         return Trouble(
             "no-tls", f"{at} does not speak TLS; check cloud.host, or a proxy on the way intercepts TCP 443"
         )
@@ -108,7 +114,7 @@ def _tls(text: str, at: str) -> Trouble:
 
 def lost(log_text: str, reason: str, at: str, *, answered: bool) -> Trouble:
     """Trouble on an open connection: from the client library's last complaint and the reason it gives."""
-    if "SSL" in log_text or "ssl" in log_text:
+    if "alert" in log_text.lower():
         return _tls(log_text, at)
     if not answered:
         return Trouble(

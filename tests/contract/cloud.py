@@ -49,7 +49,7 @@ async def eventually(look: Callable[[], T], within_s: float = 20.0, what: str = 
             seen: Any = look()
             if seen:
                 return seen  # type: ignore[no-any-return]
-        except Exception as error:  # noqa: BLE001 - not there yet
+        except Exception as error:
             seen = error
         if time.monotonic() > until:
             raise AssertionError(f"{what or look} within {within_s} s; last seen: {seen!r}")
@@ -66,9 +66,10 @@ class Cloud:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
+        command = [sys.executable, "-m", "cloudstub", "run", "--state", str(self.state.root)]
+        command += ["--mqtt", f"127.0.0.1:{self.port}", "--api", f"127.0.0.1:{self.api_port}"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cloudstub", "run", "--state", str(self.state.root)]
-            + ["--mqtt", f"127.0.0.1:{self.port}", "--api", f"127.0.0.1:{self.api_port}"],
+            command,
             stdout=subprocess.PIPE,
             stderr=(self.state.root.parent / "group.log").open("ab"),
             text=True,
@@ -100,7 +101,9 @@ class Cloud:
             ("ingest", "cloudstub.ingest "),
             ("api", "cloudstub.api"),
         ):
-            for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            for child in (
+                Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            ):
                 line = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                 if mark in line:
                     found[name] = int(child)
@@ -160,7 +163,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self, *, port: int | None = None, **config: Any) -> AsyncIterator[Uplink]:
         """The uplink, in this process."""
-        settings = CloudConfig(**{"enabled": True, "host": "localhost", "backfill_kib_s": 100_000, **config})
+        settings = enabled(**config)
         self.uplink = Uplink(self.root, self.now, self.boot, port or self.cloud.port)
         documents: asyncio.Queue[CloudConfig] = asyncio.Queue()
         documents.put_nowait(settings)
@@ -199,6 +202,11 @@ def counting(blocks: int, per_block: int = 10, *, start: int = 0) -> list[list[S
         [Sample("n", START_US + n * 1000, n, 0, "I") for n in range(first, first + per_block)]
         for first in range(start, start + blocks * per_block, per_block)
     ]
+
+
+def enabled(**changes: Any) -> CloudConfig:
+    """Settings that lead to the cloud of the tests, without a limit on history."""
+    return CloudConfig(**{"enabled": True, "host": "localhost", "backfill_kib_s": 100_000, **changes})
 
 
 def desired(**cloud: Any) -> bytes:

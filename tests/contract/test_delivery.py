@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from services.flashlog import Reader
 from services.uplink import core
 from services.uplink.__main__ import Conversation
-from tests.contract.cloud import Cloud, Gateway, counting, eventually
+from tests.contract.cloud import Cloud, Gateway, counting, enabled, eventually
 
 
 def values(cloud: Cloud) -> list[Any]:
@@ -82,19 +83,15 @@ async def test_ingest_killed_in_the_middle(cloud: Cloud, gateway: Gateway) -> No
     gateway.log(counting(400, 50))
     async with gateway.running(backfill_kib_s=40):
         for already in (1, 50, 100):
-            await eventually(lambda n=already: cloud.counters().get("blocks", 0) >= n, what=f"{already} blocks")
+            await eventually(
+                lambda n=already: cloud.counters().get("blocks", 0) >= n, what=f"{already} blocks"
+            )
             cloud.kill("ingest")
             cloud.kill("series")
             await eventually(lambda: {"ingest", "series"} <= cloud.pids().keys(), what="both run again")
-        gateway.configure(msgspec_replace(backfill_kib_s=100_000))
+        gateway.configure(enabled())
         await eventually(lambda: values(cloud) == list(range(20_000)), 60, "20,000 samples")
     assert cloud.counters()["buffer_rows"] == 0
-
-
-def msgspec_replace(**changes: Any) -> Any:
-    from firmware.config.schema import Cloud as Config
-
-    return Config(**{"enabled": True, "host": "localhost", **changes})
 
 
 async def test_broker_restarted(cloud: Cloud, gateway: Gateway) -> None:
@@ -112,7 +109,9 @@ async def test_broker_restarted(cloud: Cloud, gateway: Gateway) -> None:
         await gateway.connected()
         assert gateway.uplink
         events = await eventually(
-            lambda: {e.name for e in cloud.platform().events(gateway.device)} >= {"connected", "lost"} or None,
+            lambda: (
+                {e.name for e in cloud.platform().events(gateway.device)} >= {"connected", "lost"} or None
+            ),
             what="events of the loss",
         )
         assert events
@@ -142,8 +141,6 @@ async def test_corrupted_block_is_refused_and_not_sent_again(
 
 
 def _seqs(gateway: Gateway) -> list[int]:
-    from services.flashlog import Reader
-
     return [r.seq for r in Reader(gateway.root / "flash/log").records("plc-press")]
 
 
@@ -177,9 +174,15 @@ async def test_whole_cloud_killed_and_started(tmp_path: Path, cloud: Cloud, gate
         pids = cloud.pids()
         assert len(pids) == 5
         cloud.stop(9)
-        await eventually(lambda: not any(Path(f"/proc/{p}/cmdline").exists() and
-                                         Path(f"/proc/{p}/cmdline").read_bytes() for p in pids.values()),
-                         what="no process left")
+        await eventually(
+            lambda: (
+                not any(
+                    Path(f"/proc/{p}/cmdline").exists() and Path(f"/proc/{p}/cmdline").read_bytes()
+                    for p in pids.values()
+                )
+            ),
+            what="no process left",
+        )
         gateway.log(counting(20, start=200))
         await asyncio.to_thread(cloud.start)
         await eventually(lambda: values(cloud) == list(range(400)), 60, "400 samples")
