@@ -41,8 +41,9 @@ def main(
         for name in MINE:
             shutil.rmtree(state / name, ignore_errors=True)
     state.mkdir(parents=True, exist_ok=True)
-    # kill(1) ends it as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # kill(1) and a closed terminal end it as Ctrl-C does; that too where a shell started us with it ignored.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     console = Console()
     began = time.monotonic()
 
@@ -121,4 +122,5 @@ def _arrived(seen: dict[str, Any]) -> bool:
 def _journal(site: Site) -> list[str]:
     """The last things that the gateway found worth a warning."""
     entries = site.machine.journal.entries()
-    return [str(entry)[:150] for entry in entries if entry.priority <= 4][-4:]
+    worth = [entry for entry in entries if entry.priority <= (3 if entry.source == "kernel" else 4)]
+    return [str(entry)[:150] for entry in worth][-4:]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -37,6 +38,7 @@ PROJECT = Path(__file__).parent.parent
 IMAGE = PROJECT / "build/image"
 PROVISIONED = Path(__file__).with_name("provisioned.toml")
 FLASH_MIB = 512
+TUN = Path("/dev/net/tun")
 MOTIONS = {"plc1": "press", "plc2": "boiler"}
 
 
@@ -279,6 +281,10 @@ class Site:
         elif self._substrate == "qemu":
             accelerator = accel.choose(image / "bzImage")
             say(f"gateway, {accelerator.reason}")
+            if not os.access(TUN, os.R_OK | os.W_OK):
+                raise SiteError(
+                    f"{TUN} is not yours to open, so no machine can be plugged in; as root: chmod 666 {TUN}"
+                )
             for plug in topology.LINKS.values():
                 wires.batch(self.space, wires.tap(plug))
             document = self.state / "provisioned.toml"

@@ -44,6 +44,12 @@ def sources(suite: str) -> list[str]:
     return sorted(set(lines))
 
 
+def proxies() -> list[str]:
+    """Lines for apt.conf that send apt through the same proxies as this machine's."""
+    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False)
+    return re.findall(r"^Acquire::https?::proxy\S* .*;$", done.stdout, re.IGNORECASE | re.MULTILINE)
+
+
 def candidate(name: str) -> Package:
     """The version of a package that apt would download. Raises BuildError naming the suites to add."""
     done = subprocess.run(

@@ -7,6 +7,7 @@ product's modules on the build machine.
 from __future__ import annotations
 
 import fnmatch
+import os
 import tarfile
 import tomllib
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,9 @@ from image.debian.steps import require, run, step
 HERE = Path(__file__).parent
 PACKAGES = HERE / "packages.toml"
 USERS = HERE.parent / "rootfs/usr/lib/sysusers.d/sallyport.conf"
-TOOLS = {"mmdebstrap": "mmdebstrap", "apt-get": "apt"}
+TOOLS = {"mmdebstrap": "mmdebstrap", "apt-get": "apt"} | (
+    {} if os.geteuid() == 0 else {"newuidmap": "uidmap"}
+)
 
 PYTHON = "python3.13"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -83,6 +86,7 @@ def _build(out: Path) -> dict[str, Any]:
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
                 "--dpkgopt=path-exclude=/usr/share/locale/*",
                 "--dpkgopt=path-exclude=/usr/share/man/*",
+                *(f"--aptopt={line}" for line in apt.proxies()),
                 *(f"--customize-hook={hook}" for hook in hooks),
                 *(wanted["suite"], whole, *apt.sources(wanted["suite"])),
             ],

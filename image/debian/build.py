@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hal import boards
-from image.debian import base, kernel, product, squash
+from image.debian import base, disks, kernel, product, squash
 from image.debian.cache import Cache, digest, facts
 from image.debian.steps import require, say, step
 
 OVERLAYS = (product.CHECKOUT / "image/rootfs", product.CHECKOUT / "image/debian/rootfs")
 BOARD = boards.BOARDS / "qemu-x86_64.toml"
 OUT = product.CHECKOUT / "build/image"
-TOOLS = {**kernel.TOOLS, **base.TOOLS, "mksquashfs": "squashfs-tools", "mke2fs": "e2fsprogs"}
+TOOLS = {**kernel.TOOLS, **base.TOOLS, **disks.TOOLS, "mksquashfs": "squashfs-tools"}
 
 CMDLINE = (
     "root=/dev/vda rootfstype=squashfs ro console=ttyS0 quiet systemd.show_status=no "
@@ -46,6 +46,7 @@ class Image:
 def build(cache: Cache, out: Path = OUT, *, refresh: bool = False) -> Image:
     """Build the image into `out`, unless it is up to date. Raises BuildError; `out` is unchanged then."""
     image = Image(out)
+    require(TOOLS)
     with cache.lock("image"), ThreadPoolExecutor() as pool:
         kernel_layer = pool.submit(kernel.build, cache, refresh=refresh)
         base_folder = base.build(cache, refresh=refresh)
@@ -67,7 +68,6 @@ def build(cache: Cache, out: Path = OUT, *, refresh: bool = False) -> Image:
 
 
 def _assemble(scratch: Path, out: Path, layers: tuple[Path, Path, Path], key: str) -> None:
-    require({"mksquashfs": "squashfs-tools"})
     kernel_folder, base_folder, python_folder = layers
     log, stage = scratch / "log", scratch / "product"
     with step("image: product"):

@@ -75,9 +75,15 @@ class Cache:
             self._forget(folder)
             return done
 
-    def work(self, name: str) -> Path:
-        """A folder for what makes the next build of a layer quicker; may be deleted at any time."""
-        folder = self.root / "work" / name
+    def work(self, name: str, version: str) -> Path:
+        """A folder for what makes the next build of a layer quicker.
+
+        May be deleted at any time, and is when another version comes.
+        """
+        folder = self.root / "work" / name / version
+        for other in folder.parent.glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -26,8 +26,9 @@ TOOLS = {
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "perl": "perl",
-    "rsync": "rsync",
     "xz": "xz-utils",
+    "/usr/include/gelf.h": "libelf-dev",
+    "/usr/include/openssl/ssl.h": "libssl-dev",
 }
 
 
@@ -41,7 +42,7 @@ def build(cache: Cache, *, refresh: bool = False) -> Path:
 def _build(cache: Cache, fragments: list[Path], out: Path) -> dict[str, Any]:
     require(TOOLS)
     package = apt.candidate(SOURCE)
-    work = cache.work(f"linux-{package.version}")
+    work = cache.work(SOURCE, package.version)
     log = out / "log"
     source, objects = work / SOURCE, work / "out"
     if not source.is_dir():

@@ -55,14 +55,17 @@ def failed(command: str, status: int, log: Path) -> BuildError:
 
 
 def require(tools: Mapping[str, str]) -> None:
-    """Check that each tool (by command name) is installed. Raises BuildError naming the Debian packages."""
-    absent = sorted(package for tool, package in tools.items() if not find(tool))
+    """Check that each command or header file is there: its name -> Debian package.
+
+    Raises BuildError naming all that are missing.
+    """
+    absent = {package for tool, package in tools.items() if not find(tool)}
     if absent:
-        raise BuildError(
-            f"tools are missing; install them with: apt-get install {' '.join(dict.fromkeys(absent))}"
-        )
+        raise BuildError(f"tools are missing; install them with: apt-get install {' '.join(sorted(absent))}")
 
 
 def find(tool: str) -> str | None:
-    """The tool's path; also looks where only root's PATH leads."""
+    """The tool's path; also looks where only root's PATH leads. A name that is a path stands for that file."""
+    if tool.startswith("/"):
+        return tool if Path(tool).exists() else None
     return shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")

@@ -15,6 +15,7 @@ from typing import Any
 
 from firmware import clock, daemon, paths, status
 from firmware.config.schema import Cloud
+from firmware.identity import IdentityError
 from firmware.status import State
 from firmware.wire import messages, topics
 from firmware.wire.block import Event
@@ -22,7 +23,7 @@ from firmware.wire.messages import Ack, MessageError, Nack, Ping, Pong, Status, 
 from services.flashlog import AckBook, Reader, Writer
 from services.uplink import identity as identities
 from services.uplink.core import Backoff, Key, Outbox, StatusPace, TimeExchange
-from services.uplink.identity import Identity, IdentityError
+from services.uplink.identity import Identity
 from services.uplink.session import Connected, Ended, Message, News, Session
 from services.uplink.source import Source
 from services.uplink.trouble import Trouble

@@ -11,6 +11,7 @@ import pytest
 
 from cloudstub import ca
 from firmware.clock import Instant
+from firmware.identity import IdentityError
 from firmware.wire.messages import Ack, TimeReply
 from services.uplink import identity, trouble
 from services.uplink.core import (
@@ -217,7 +218,7 @@ def test_bad_identity_says_what_is_wrong(tmp_path: Path, name: str, content: byt
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(identity.IdentityError, match="provision"):
+    with pytest.raises(IdentityError, match="provision"):
         identity.load(tmp_path).context()
 
 
