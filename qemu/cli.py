@@ -175,8 +175,7 @@ def _exec(options: argparse.Namespace) -> int:
 
 def _shell(options: argparse.Namespace) -> int:
     if options.host == "gateway":
-        seen = control.ask(options.state, "status")
-        if not seen["gateway"].get("powered"):
+        if not control.ask(options.state, "powered"):
             raise SiteError("the gateway is powered off; `site boot` powers it on")
         return shell.attach(options.state / "gateway" / "shell")
     return shell.enter(_spaces(options, options.host), ["bash", "--norc"], prompt=options.host)
@@ -189,7 +188,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _spaces(options: argparse.Namespace, host: str = "") -> list[str]:
-    seen = control.ask(options.state, "status")
+    seen = control.ask(options.state, "spaces")
     if host and host not in seen["hosts"]:
         raise SiteError(f"no host {host!r}; there are gateway, {', '.join(seen['hosts'])}")
     return shell.into(seen["keeper"], seen["hosts"].get(host))

@@ -111,8 +111,15 @@ def _port(site: Site, where: str) -> str:
     return site.port(where)
 
 
+def _spaces(site: Site) -> dict[str, Any]:
+    """The process that holds the site's namespaces (its PID out here) and each host's holder (its PID in there)."""
+    return {"keeper": site.space.pid, "hosts": {name: host.holder for name, host in site.hosts.items()}}
+
+
 ORDERS: dict[str, Callable[..., Any]] = {
     "status": overview,
+    "spaces": _spaces,
+    "powered": lambda site: site.machine.powered,
     "port": _port,
     "exec": _execute,
     "get": lambda site, plc, table, address, count: _plc(site, plc).get(_table(table), address, count),
@@ -127,4 +134,4 @@ ORDERS: dict[str, Callable[..., Any]] = {
     "reset": lambda site: site.machine.reset(),
     "shut-down": lambda site: site.machine.shut_down(),
 }
-LOOKS = ("status", "port", "exec", "get")
+LOOKS = ("status", "spaces", "powered", "port", "exec", "get")

@@ -19,8 +19,6 @@ def overview(site: Site) -> dict[str, Any]:
     """JSON-ready. A part that does not answer is reported with its `error`; nothing is raised."""
     return {
         "state": str(site.state),
-        "keeper": site.space.pid,
-        "hosts": {name: host.holder for name, host in site.hosts.items()},
         "gateway": _part(lambda: gateway(site)),
         "links": {link: site.cut_links.get(link, "plugged in") for link in topology.LINKS},
         "wan_address": _part(site.wan_address),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,11 +38,6 @@ def main(
     until_data: bool,
 ) -> int:
     """Returns the exit status. `until_data`: end with 0 when the cloud has the first sample."""
-    _take(state)
-    if not keep:
-        for name in MINE:
-            shutil.rmtree(state / name, ignore_errors=True)
-    state.mkdir(parents=True, exist_ok=True)
     # kill(1) and a closed terminal end it as Ctrl-C does; that too where a shell started us with it ignored.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -56,8 +53,9 @@ def main(
         raise SiteError(f"{provisioned}: {error.strerror}") from error
     try:
         with (
+            _alone(state),
             Site(
-                state,
+                _tidied(state, keep),
                 gateway="qemu",
                 image=image,
                 provisioned=text,
@@ -81,12 +79,25 @@ def main(
     return 0
 
 
-def _take(state: Path) -> None:
-    try:
-        seen = control.ask(state, "status")
-    except SiteError:
-        return
-    raise SiteError(f"a site runs already in {seen['state']}; end it with Ctrl-C, or use another --state")
+def _tidied(state: Path, keep: bool) -> Path:
+    if not keep:
+        for name in MINE:
+            shutil.rmtree(state / name, ignore_errors=True)
+    return state
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """One site at a time lives in a state folder."""
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SiteError(
+                f"a site runs in {state} already; end it with Ctrl-C, or use another --state"
+            ) from error
+        yield
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -193,7 +193,8 @@ class Site:
         if silent:
             wires.cut_silently(self.space, plug)
         elif self._machine:
-            self._machine.qmp.set_link(link, up=False)
+            if self._machine.powered:  # else `power` does it
+                self._machine.qmp.set_link(link, up=False)
         else:
             wires.cut_carrier(self.space, plug)
         self.cut_links[link] = "silent" if silent else "carrier"

@@ -66,7 +66,9 @@ def _build(out: Path) -> dict[str, Any]:
     hooks = [
         f'upload "{USERS}" /usr/lib/sysusers.d/sallyport.conf',
         'chroot "$1" systemd-sysusers',
-        f'chroot "$1" dpkg-query -W >"{out.absolute()}/packages.txt"',
+        'chroot "$1" dpkg-query -W >"$1/packages.txt"',
+        f'download /packages.txt "{out.absolute()}/packages.txt"',
+        'rm "$1/packages.txt"',
         # Compiled once with hashes that are not checked, instead of with times that packing may change.
         'find "$1/usr/lib/python3.13" "$1/usr/lib/python3" -name __pycache__ -prune -exec rm -r {} +',
         f'chroot "$1" {PYTHON} -I -m compileall -q --invalidation-mode unchecked-hash'
@@ -94,14 +96,16 @@ def _build(out: Path) -> dict[str, Any]:
         )
     with step("base: trim"):
         with tarfile.open(whole) as archive, tarfile.open(out / "root.tar", "w") as kept:
+            # Debian's own archive is trusted; Python 3.11.2 knows this attribute only, not the argument.
+            archive.extraction_filter = lambda member, _: member
             for member in archive:
                 name = PurePosixPath(member.name)
                 if not unwanted(name, wanted["remove"]):
                     kept.addfile(member, archive.extractfile(member) if member.isreg() else None)
                     if name.is_relative_to(f"usr/lib/{PYTHON}") or name.is_relative_to(_LIBRARIES):
-                        archive.extract(member, out / "python", filter="tar")
+                        archive.extract(member, out / "python")
                 if name == PurePosixPath("usr/bin", PYTHON):
-                    archive.extract(member, out / "python", filter="tar")
+                    archive.extract(member, out / "python")
         whole.unlink()
     return {"suite": wanted["suite"], "packages": len((out / "packages.txt").read_bytes().splitlines())}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,17 @@ def stage(out: Path, base_layer: Path, board: Path, log: Path) -> None:
     if not factory.is_file():
         raise BuildError(f"{factory} is missing: the image needs the factory configuration")
     shutil.copyfile(factory, etc / "factory.toml")
-    closed = etc / "closed.nft"
-    run([sys.executable, "-m", "services.firewall", "closed", "--board", board], closed, cwd=CHECKOUT)
+    # The service that fills these chains later says what the resting state is: one source for both.
+    closed = subprocess.run(
+        [sys.executable, "-m", "services.firewall", "closed", "--board", board],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        check=False,
+    )
+    if closed.returncode:
+        raise BuildError(f"services.firewall gives no closed rule set:\n{closed.stderr}")
+    (etc / "closed.nft").write_text(closed.stdout, encoding="utf-8")
     network = out / "usr/lib/systemd/network"
     network.mkdir(parents=True)
     for name, text in boards.links(boards.load(board)).items():

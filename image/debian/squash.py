@@ -32,18 +32,9 @@ def write(image: Path, base: Path, folders: Iterable[tuple[Path, str]], log: Pat
                 over[str(parent)] = (_folder(str(parent)), None)
 
     command = [
-        *(
-            find("mksquashfs") or "mksquashfs",
-            "-",
-            str(image),
-            "-tar",
-            "-noappend",
-            "-no-progress",
-            "-quiet",
-            "-root-mode",
-            "0755",
-        ),
-        *("-comp", "zstd", "-Xcompression-level", "6", "-b", "64K", "-reproducible", "-mkfs-time", str(TIME)),
+        *(find("mksquashfs") or "mksquashfs", "-", str(image), "-tar", "-noappend", "-no-progress", "-quiet"),
+        *("-comp", "zstd", "-Xcompression-level", "6", "-b", "64K"),
+        *("-root-mode", "0755", "-root-time", str(TIME), "-mkfs-time", str(TIME), "-reproducible"),
     ]
     with log.open("ab") as output:
         packer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)

@@ -5,6 +5,8 @@ Network: the pretend site. Steps: refuse what is malformed; cut the gateway off 
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from qemu.promises import eventually
@@ -34,14 +36,10 @@ def test_unconfirmed_change_that_cuts_off_rolls_back(site: Site) -> None:
     Shows: X77
     """
     agent = site.machine.agent
-    good = agent.run("sallyport", "config", "show").stdout
-    wrong = '[wan]\nmode = "static"\naddress = "172.31.9.5/24"\ngateway = "172.31.9.1"\n'
-    lab.configure(
-        site,
-        good.replace("[wan]\n", "[old_wan]\n") if "[wan]" in good else good + wrong,
-        "--confirm-within",
-        "45",
-    )
+    good = agent.run("sallyport", "config", "show", "--json").stdout
+    wrong = json.loads(good)
+    wrong["wan"] = {"mode": "static", "address": "172.31.9.5/24", "gateway": "172.31.9.1"}
+    lab.configure(site, json.dumps(wrong), "--confirm-within", "45")
     eventually(
         lambda: agent.shell("ip -4 -o address show dev wan0"),
         done=lambda text: "172.31.9.5" in text,
@@ -58,28 +56,21 @@ def test_unconfirmed_change_that_cuts_off_rolls_back(site: Site) -> None:
         what="the old configuration is back",
     )
     lab.wait_online(site, within=120)
-    assert agent.run("sallyport", "config", "show").stdout == good
+    assert agent.run("sallyport", "config", "show", "--json").stdout == good
 
 
 @pytest.mark.usefixtures("own_configuration")
-def test_unconfirmed_change_does_not_survive_a_power_cut(site: Site) -> None:
-    """The technician's last remedy: power off and on brings the confirmed configuration back."""
+def test_power_cut_keeps_what_was_confirmed_and_drops_what_was_not(site: Site) -> None:
+    """A confirmed change is there after a power cut right behind the confirmation; an unconfirmed one is gone.
+
+    The technician's last remedy: power off and on brings the confirmed configuration back.
+    """
     agent = site.machine.agent
-    good = agent.run("sallyport", "config", "show").stdout
-    lab.configure(site, lab.counter_document(interval_ms=2000), "--confirm-within", "3600")
-    assert agent.run("sallyport", "config", "show").stdout != good
-    site.power_cut()
-    lab.boot(site)
-    assert site.machine.agent.run("sallyport", "config", "show").stdout == good
-
-
-@pytest.mark.usefixtures("own_configuration")
-def test_confirmed_change_survives_a_power_cut(site: Site) -> None:
-    """What was confirmed is still there after a power cut right behind the confirmation."""
     lab.configure(site, lab.counter_document(interval_ms=2000), "--confirm-within", "60")
-    site.machine.agent.run("sallyport", "config", "confirm")
-    changed = site.machine.agent.run("sallyport", "config", "show").stdout
+    agent.run("sallyport", "config", "confirm")
+    confirmed = agent.run("sallyport", "config", "show").stdout
+    assert "interval_ms = 2000" in confirmed
+    lab.configure(site, lab.counter_document(interval_ms=3000), "--confirm-within", "3600")
     site.power_cut()
     lab.boot(site)
-    assert site.machine.agent.run("sallyport", "config", "show").stdout == changed
-    assert "interval_ms = 2000" in changed
+    assert site.machine.agent.run("sallyport", "config", "show").stdout == confirmed

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from qemu import cli
+from qemu import accel, cli
 from qemu.control import Control
 from qemu.namespaces import SiteError
 from qemu.promises import eventually
-from qemu.site import PROJECT, Site
+from qemu.site import IMAGE, PROJECT, Site
 
 
 def test_agent_runs_programs_and_moves_files(site: Site) -> None:
@@ -99,6 +99,13 @@ def test_a_power_cut_keeps_what_was_synced(site: Site) -> None:
     assert site.machine.boot == boot + 1
     assert agent.read_file("/data/power-cut") == b"kept\n"
     agent.shell("rm /data/power-cut")
+
+
+def test_an_accelerator_is_tried_with_the_real_kernel() -> None:
+    """TCG runs the kernel; an accelerator that is not there, and a kernel that hangs, are told from that."""
+    assert accel.boots("tcg", IMAGE / "bzImage", 60)
+    assert not accel.boots("no-such-accelerator", IMAGE / "bzImage", 60)
+    assert not accel.boots("tcg", IMAGE / "bzImage", 0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

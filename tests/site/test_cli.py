@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -85,3 +86,16 @@ def test_wrong_usage_has_its_own_exit_status(capsys: pytest.CaptureFixture[str])
             cli.main(arguments)
         assert ended.value.code == 2
         assert "usage: site" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first one's files are left alone."""
+    state = tmp_path_factory.mktemp("taken")
+    (state / "logs").mkdir()
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert cli.main(["--state", str(state), "run", "--image", str(state)]) == 1
+    assert "a site runs in" in capsys.readouterr().err
+    assert (state / "logs").exists()
