@@ -55,7 +55,13 @@ DHCP_RANGE = ("10.10.0.100", "10.10.0.150")
 CLOUD_MQTT = "203.0.113.10"
 CLOUD_PORTAL = "203.0.113.11"
 CLOUD_DNS = "203.0.113.53"
-NAMES = {"mqtt.sallyport.test": CLOUD_MQTT, "portal.sallyport.test": CLOUD_PORTAL}
+WRONG_NAME = "alias.sallyport.test"
+"""Leads to the broker, but its certificate does not carry it."""
+NAMES = {
+    "mqtt.sallyport.test": CLOUD_MQTT,
+    "portal.sallyport.test": CLOUD_PORTAL,
+    WRONG_NAME: CLOUD_MQTT,
+}
 GATEWAY_LAN = "192.168.10.1"
 PLCS = {"plc1": "192.168.10.10", "plc2": "192.168.10.11"}
 MODBUS_PORT = 502

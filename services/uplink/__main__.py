@@ -22,6 +22,7 @@ from firmware.wire.block import Event
 from firmware.wire.messages import Ack, MessageError, Nack, Ping, Pong, Status, TimeReply
 from services.flashlog import AckBook, Reader, Writer
 from services.uplink import identity as identities
+from services.uplink import trouble
 from services.uplink.core import Backoff, Key, Outbox, StatusPace, TimeExchange
 from services.uplink.identity import Identity
 from services.uplink.session import Connected, Ended, Message, News, Session
@@ -35,6 +36,8 @@ LOOK_S = 0.25
 """How often the log is looked at for new blocks."""
 SAVE_ACKS_S = 1.0
 SEAL_S = 5.0
+ANSWER_S = 45.0
+"""A connection that brought no answer by then is given up: name, TCP and TLS have deadlines of their own before."""
 STEADY_S = 30.0
 """A connection that lasted this long was a good one: the next pause is short."""
 
@@ -86,6 +89,7 @@ class Uplink:
                 await asyncio.sleep(SEAL_S)
         self.outbox.set_rate(cloud.backfill_kib_s * 1024)
         backoff = Backoff()
+        self.reporter.report(State.STARTING, f"connecting to {cloud.host}", connected=False)
         while True:
             started_s = time.monotonic()
             why = await self._attempt(cloud)
@@ -115,7 +119,11 @@ class Uplink:
             on_news=news.put_nowait,
         )
         try:
-            first = await news.get()
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    first: News = await news.get()
+            except TimeoutError:
+                first = Ended(trouble.mute(f"{cloud.host}:{self.port or cloud.port}"))
             if isinstance(first, Connected):
                 return await self._converse(session, identity.device, cloud, first, news)
             assert isinstance(first, Ended)

@@ -76,7 +76,7 @@ class Session:
         self._closing = False
         self._answered = False
         self._complaint = ""
-        self._client = client = mqtt.Client(
+        self._client = client = _Client(
             CallbackAPIVersion.VERSION2, client_id=device, protocol=mqtt.MQTTv5, reconnect_on_failure=False
         )
         client.tls_set_context(context)
@@ -88,6 +88,7 @@ class Session:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_log = self._on_log
+        client.on_garbage = self._on_garbage
         threading.Thread(target=self._connect, name="connect", daemon=True).start()
 
     def publish(
@@ -173,6 +174,9 @@ class Session:
         if level == mqtt.MQTT_LOG_ERR:  # the only place where paho tells why a socket failed
             self._complaint = text
 
+    def _on_garbage(self, error: Exception) -> None:
+        self._end(trouble.no_mqtt(self._at, error))
+
     def _end(self, why: Trouble) -> None:
         with self._lock:
             if self._ended:
@@ -187,6 +191,18 @@ class Session:
     def _post(self, news: News) -> None:
         if not self._ended and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._on_news, news)
+
+
+class _Client(mqtt.Client):
+    """paho's thread would die without a word of what is not MQTT."""
+
+    on_garbage: Callable[[Exception], None]
+
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> Any:
+        try:
+            return super().loop_forever(timeout, retry_first_connection)
+        except Exception as error:  # noqa: BLE001 - it raises whatever its parser stumbles over
+            self.on_garbage(error)
 
 
 class _ClosedMeanwhileError(Exception):

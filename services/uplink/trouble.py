@@ -130,6 +130,16 @@ def lost(log_text: str, reason: str, at: str, *, answered: bool) -> Trouble:
     return Trouble("lost", f"the connection to {at} was lost: {detail}")
 
 
+def mute(at: str) -> Trouble:
+    """The connection came about, but nobody answers on it."""
+    return Trouble("mute", f"{at} takes the connection and never answers; check cloud.host")
+
+
+def no_mqtt(at: str, error: Exception) -> Trouble:
+    """What came was not MQTT."""
+    return Trouble("no-mqtt", f"{at} answers, but not in MQTT ({error!r}); check cloud.host")
+
+
 def refused(reason: str, at: str) -> Trouble:
     """The broker answered, but not with a yes (MQTT 5 reason code)."""
     if reason in ("Not authorized", "Bad user name or password", "Client identifier not valid", "Banned"):

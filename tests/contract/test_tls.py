@@ -20,6 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from cloudstub import ca
 from firmware.wire import topics
 from firmware.wire.block import BlockId, Sample, encode_samples
+from services.uplink import __main__ as uplink
 from services.uplink import session
 from tests.contract.cloud import Cloud, Gateway, counting, enabled, eventually, free_port
 
@@ -329,6 +330,14 @@ async def test_gateway_tells_troubles_apart(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with gateway.running(port=silent.getsockname()[1]):
             assert await gateway.trouble() == "timeout"
+    gateway = Gateway(tmp_path / "web", cloud, "SP-TELL")
+    async with gateway.running(port=cloud.api_port):  # a good certificate, but a web server behind it
+        assert await gateway.trouble() == "no-mqtt"
+    gateway = Gateway(tmp_path / "mute", cloud, "SP-TELL")
+    with monkeypatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as mute:
+        patch.setattr(uplink, "ANSWER_S", 0.5)
+        async with gateway.running(port=mute.getsockname()[1]):
+            assert await gateway.trouble() == "mute"
     gateway = Gateway(tmp_path / "bare", cloud, "SP-TELL")
     (gateway.identity / "device.key").unlink()
     async with gateway.running():

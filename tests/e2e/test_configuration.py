@@ -38,7 +38,12 @@ def test_unconfirmed_change_that_cuts_off_rolls_back(site: Site) -> None:
     agent = site.machine.agent
     good = agent.run("sallyport", "config", "show", "--json").stdout
     wrong = json.loads(good)
-    wrong["wan"] = {"mode": "static", "address": "172.31.9.5/24", "gateway": "172.31.9.1"}
+    wrong["wan"] = {
+        "mode": "static",
+        "address": "172.31.9.5/24",
+        "gateway": "172.31.9.1",
+        "dns": ["172.31.9.1"],
+    }
     lab.configure(site, json.dumps(wrong), "--confirm-within", "45")
     eventually(
         lambda: agent.shell("ip -4 -o address show dev wan0"),
