@@ -201,7 +201,7 @@ class _Client(mqtt.Client):
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> Any:
         try:
             return super().loop_forever(timeout, retry_first_connection)
-        except Exception as error:  # noqa: BLE001 - it raises whatever its parser stumbles over
+        except Exception as error:
             self.on_garbage(error)
 
 
