@@ -11,7 +11,7 @@ import time
 import pytest
 
 from qemu import topology
-from qemu.packets import TCP, UDP
+from qemu.packets import TCP, UDP, Packet
 from qemu.promises import eventually
 from qemu.site import Site
 from tests.e2e import lab
@@ -22,49 +22,43 @@ def _reconnect(site: Site) -> None:
     site.machine.agent.shell("resolvectl flush-caches; systemctl restart sallyport-uplink.service")
 
 
+def _dns_packets_of_reconnection(site: Site, fault: str, *, within: float) -> list[Packet]:
+    """Reconnect while DNS is broken in this way; what the gateway sent to port 53 until it was online again."""
+    site.router.dns_fault(fault)
+    wan = site.capture("wan")
+    try:
+        before = lab.gateway(site)["since_us"]
+        _reconnect(site)
+        eventually(
+            lambda: lab.gateway(site),
+            done=lambda g: g["online"] and g["since_us"] > before,
+            within=within,
+            what=f"online again with the DNS fault {fault}",
+        )
+    finally:
+        site.router.dns_fault()
+    return [p for p in wan.stop() if p.protocol in (UDP, TCP) and p.destination_port == 53]
+
+
 def test_dns_over_tcp_when_udp_is_blocked(site: Site) -> None:
     """UDP 53 is blocked: names are resolved over TCP 53, and the gateway gets online.
 
     Shows: X73
     """
-    site.router.dns_fault("no-udp")
-    wan = site.capture("wan")
-    try:
-        boot = lab.gateway(site)["since_us"]
-        _reconnect(site)
-        eventually(
-            lambda: lab.gateway(site),
-            done=lambda g: g["online"] and g["since_us"] > boot,
-            within=150,
-            what="online again with UDP 53 blocked",
-        )
-    finally:
-        site.router.dns_fault()
-    packets = wan.stop()
-    assert any(p.protocol == TCP and p.destination_port == 53 for p in packets)
+    asked = _dns_packets_of_reconnection(site, "no-udp", within=150)
+    assert any(p.protocol == TCP for p in asked)
 
 
 def test_local_dns_serves_when_the_internets_is_blocked(site: Site) -> None:
-    """The resolver that DHCP named is used, and no other: port 53 towards the internet may be closed.
+    """The resolvers that DHCP and the router advertisement named are used, and no other.
+
+    Port 53 towards the internet may be closed.
 
     Shows: X74
     """
-    site.router.dns_fault("no-internet")
-    wan = site.capture("wan")
-    try:
-        boot = lab.gateway(site)["since_us"]
-        _reconnect(site)
-        eventually(
-            lambda: lab.gateway(site),
-            done=lambda g: g["online"] and g["since_us"] > boot,
-            within=90,
-            what="online again with DNS to the internet blocked",
-        )
-    finally:
-        site.router.dns_fault()
-    asked = {p.destination for p in wan.stop() if p.protocol in (UDP, TCP) and p.destination_port == 53}
-    assert asked
+    asked = {p.destination for p in _dns_packets_of_reconnection(site, "no-internet", within=90)}
     near = [ipaddress.ip_network(n) for n in ("10.10.0.0/24", "fd00:10::/64", "fe80::/10")]
+    assert asked
     assert all(any(ipaddress.ip_address(a) in n for n in near) for a in asked), asked
 
 

@@ -69,8 +69,9 @@ def test_root_shell_on_the_console_line(site: Site) -> None:
         sock.settimeout(30)
         sock.sendall(b"\r echo uid-$(id -u)-\r")
         said = b""
-        while b"uid-0-" not in said:
-            said += sock.recv(4096)
+        while b"uid-0-" not in said and (part := sock.recv(4096)):
+            said += part
+    assert b"uid-0-" in said
 
 
 def test_the_site_command_reaches_the_gateway(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

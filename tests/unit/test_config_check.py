@@ -90,7 +90,7 @@ LIKELY = st.recursive(
 )
 
 
-def accepts_or_refuses(document: str | bytes) -> None:
+def check_accepts_or_refuses(document: str | bytes) -> None:
     try:
         desired = check.parse(document)
     except check.ConfigError as error:
@@ -104,13 +104,13 @@ def accepts_or_refuses(document: str | bytes) -> None:
 @settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200))
 def test_any_bytes_are_accepted_or_refused(document: str | bytes) -> None:
-    accepts_or_refuses(document)
+    check_accepts_or_refuses(document)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.dictionaries(KEYS | st.text(max_size=5), LIKELY, max_size=6))
 def test_any_json_is_accepted_or_refused(document: dict[str, object]) -> None:
-    accepts_or_refuses(json.dumps(document))
+    check_accepts_or_refuses(json.dumps(document))
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,10}", fullmatch=True)
