@@ -59,10 +59,27 @@ def wait_online(site: Site, within: float = SLOW_S) -> None:
 
 
 def boot(site: Site) -> None:
-    """Power on and wait until the gateway's data reach the cloud."""
+    """Power on, wait until the gateway is online, and check what must hold after every boot."""
     site.power()
     site.machine.wait_booted()
     wait_online(site)
+    assert gates(site) == []
+
+
+def gates(site: Site) -> list[str]:
+    """What is wrong after a boot: failed units, a broken ordering cycle, errors of our services, a tainted kernel."""
+    agent = site.machine.agent
+    state = agent.run("systemctl", "is-system-running", "--wait", timeout=SLOW_S, check=False).stdout.strip()
+    wrong = [] if state == "running" else [f"systemd is {state}"]
+    wrong += agent.shell("systemctl list-units --failed --plain --no-legend").splitlines()
+    if taint := agent.read_file("/proc/sys/kernel/tainted").strip().strip(b"0"):
+        wrong.append(f"kernel is tainted: {taint.decode()}")
+    for entry in site.machine.journal.entries():
+        if "ordering cycle" in entry.message.lower() or (
+            entry.unit.startswith("sallyport-") and entry.priority <= 3
+        ):
+            wrong.append(str(entry))
+    return wrong
 
 
 def observed(site: Site, service: str) -> dict[str, Any]:

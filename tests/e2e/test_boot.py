@@ -19,26 +19,9 @@ EXPOSURE = {"closed": 2.5, "firewall": 2.5}
 PYTHON_PSS_MIB = 100
 
 
-def test_no_unit_failed(site: Site) -> None:
-    """Every unit came up."""
-    failed = site.machine.agent.shell("systemctl list-units --failed --plain --no-legend")
-    assert failed == ""
-    state = site.machine.agent.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
-    assert state == "running"
-
-
-def test_no_ordering_cycle_and_no_complaint(site: Site) -> None:
-    """systemd had to break no ordering cycle, and the services logged no error."""
-    entries = site.machine.journal.entries()
-    cycles = [str(e) for e in entries if "ordering cycle" in e.message.lower()]
-    errors = [str(e) for e in entries if e.unit.startswith("sallyport-") and e.priority <= 3]
-    assert not cycles
-    assert not errors
-
-
-def test_kernel_is_not_tainted(site: Site) -> None:
-    """No foreign module, no oops, no warning."""
-    assert site.machine.agent.read_file("/proc/sys/kernel/tainted").strip() == b"0"
+def test_gates_after_boot(site: Site) -> None:
+    """No failed unit, no ordering cycle, no error of our services, the kernel not tainted. (`lab.boot`: each boot.)"""
+    assert lab.gates(site) == []
 
 
 @pytest.mark.parametrize("unit", UNITS)

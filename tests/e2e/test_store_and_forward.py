@@ -78,6 +78,7 @@ def test_wan_cut_and_power_cut(site: Site, since_us: int) -> None:
     assert lab.values(site, TAG, start_us=int(cut_at * 1e6) + 2_000_000) == [], "nothing arrived meanwhile"
     site.restore("wan")
     lab.wait_online(site, within=120)
+    assert lab.gates(site) == []
     last = _served(site)
     found = _wait_for(site, last, since_us, within=120)
 
@@ -107,6 +108,7 @@ def test_boot_without_wan_logs_from_the_first_poll(site: Site, since_us: int) ->
     eventually(lambda: _served(site), done=lambda n: n >= first + 15, within=lab.SLOW_S, what="15 reads")
     site.restore("wan")
     lab.wait_online(site, within=120)
+    assert lab.gates(site) == []
     found = _wait_for(site, _served(site), since_us, within=120)
     counted = [p.value for p in found if p.value >= first]
     assert counted[0] == first, "the first poll after the boot is there"
