@@ -19,8 +19,9 @@ from cloudstub.ingest.buffer import Buffer, Row, Waiting
 from cloudstub.ingest.times import RESTAMP_US, Epoch, epoch_of
 from cloudstub.process import ready, serve_until_terminated
 from cloudstub.state import State
+from cloudstub.stores.ledger import Change, Known
 from cloudstub.stores.platform import PlatformWriter, StampedEvents
-from cloudstub.stores.series import Change, Known, SqliteSeriesWriter, StampedBlock
+from cloudstub.stores.series import SqliteSeriesWriter, StampedBlock
 from firmware.wire import messages
 from firmware.wire.block import Block, BlockError, Header, decode
 

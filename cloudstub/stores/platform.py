@@ -1,7 +1,5 @@
 """What the platform knows of gateways: presence, what their services report, events. Not machine data (D10, L20)."""
 
-# ruff: noqa: S608 - statements are put together from constants only; every value is a parameter
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,9 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloudstub.stores.series import Change, Known
-from cloudstub.stores.sqlite import connect, connect_readonly, transaction
-from firmware.wire.block import BlockId, Event, Header, Kind
+from cloudstub.stores.ledger import Known, SqliteLedger
+from cloudstub.stores.sqlite import connect_readonly, transaction
+from firmware.wire.block import Event, Header, Kind
 from firmware.wire.messages import Status
 
 _SCHEMA = """
@@ -20,16 +18,10 @@ CREATE TABLE IF NOT EXISTS gateways (
     device TEXT PRIMARY KEY, online INTEGER NOT NULL DEFAULT 0, since_us INTEGER NOT NULL DEFAULT 0,
     seen_us INTEGER NOT NULL DEFAULT 0, version TEXT NOT NULL DEFAULT '', boot TEXT NOT NULL DEFAULT '',
     observed TEXT NOT NULL DEFAULT '{}', observed_us INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS event_blocks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, stream TEXT NOT NULL, boot BLOB NOT NULL,
-    seq INTEGER NOT NULL, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL, offset_us INTEGER NOT NULL,
-    epoch_us INTEGER NOT NULL, estimated INTEGER NOT NULL, received_us INTEGER NOT NULL,
-    UNIQUE (device, stream, boot, seq));
 CREATE TABLE IF NOT EXISTS events (
     device TEXT NOT NULL, time_us INTEGER NOT NULL, block INTEGER NOT NULL, n INTEGER NOT NULL,
     stream TEXT NOT NULL, name TEXT NOT NULL, severity TEXT NOT NULL, data TEXT NOT NULL,
     PRIMARY KEY (device, time_us, block, n)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -65,14 +57,11 @@ class StoredEvent(NamedTuple):
     data: dict[str, Any]
 
 
-class PlatformWriter:
+class PlatformWriter(SqliteLedger):
     """The mover's side. Every call is one transaction and may be repeated."""
 
     def __init__(self, path: Path, *, busy_s: float = 10.0) -> None:
-        self._db = connect(path, _SCHEMA, busy_s=busy_s)
-
-    def close(self) -> None:
-        self._db.close()
+        super().__init__(path, "event_blocks", Kind.EVENTS, _SCHEMA, busy_s=busy_s)
 
     def put(self, statuses: Sequence[tuple[str, int, Status]], blocks: Sequence[StampedEvents]) -> int:
         """Store statuses (device, received_us, status) and events. Returns how many events were new."""
@@ -111,20 +100,8 @@ class PlatformWriter:
 
     def _put_events(self, block: StampedEvents) -> int:
         header = block.header
-        added = self._db.execute(
-            "INSERT OR IGNORE INTO event_blocks (device, stream, boot, seq, first_us, last_us, offset_us, epoch_us,"
-            " estimated, received_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *header.id,
-                header.first_us,
-                header.last_us,
-                header.offset_us,
-                block.epoch_us,
-                block.estimated,
-                block.received_us,
-            ),
-        )
-        if not added.rowcount:
+        number = self._enter(header, block.epoch_us, block.estimated, block.received_us)
+        if number is None:
             return 0
         self._db.executemany(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -132,7 +109,7 @@ class PlatformWriter:
                 (
                     header.id.device,
                     block.epoch_us + event.time_us,
-                    added.lastrowid,
+                    number,
                     n,
                     header.id.stream,
                     event.name,
@@ -144,48 +121,11 @@ class PlatformWriter:
         )
         return len(block.events)
 
-    def known(self, device: str, boot: bytes | None, span_us: tuple[int, int] | None = None) -> list[Known]:
-        """As SeriesWriter.known, of blocks of events."""
-        if boot is None:
-            where, values = "estimated", tuple[object, ...]()
-        else:
-            first, last = span_us or (-(2**62), 2**62)
-            where, values = "boot = ? AND last_us >= ? AND first_us <= ?", (boot, first, last)
-        return [
-            Known(
-                Header(BlockId(*row[:4]), Kind.EVENTS, row[4], row[5], row[6], 0),
-                row[7],
-                bool(row[8]),
-            )
-            for row in self._db.execute(
-                "SELECT device, stream, boot, seq, first_us, last_us, offset_us, epoch_us, estimated"
-                f" FROM event_blocks WHERE device = ? AND {where}",
-                (device, *values),
-            )
-        ]
-
-    def restamp(self, changes: Sequence[Change], clock: int) -> None:
-        """As SeriesWriter.restamp."""
-        with transaction(self._db):
-            for block, epoch_us, estimated in changes:
-                row = self._db.execute(
-                    "SELECT id, epoch_us FROM event_blocks WHERE device = ? AND stream = ? AND boot = ? AND seq = ?",
-                    block,
-                ).fetchone()
-                if row:
-                    self._db.execute(
-                        "UPDATE event_blocks SET epoch_us = ?, estimated = ? WHERE id = ?",
-                        (epoch_us, estimated, row[0]),
-                    )
-                    self._db.execute(
-                        "UPDATE events SET time_us = time_us + ? WHERE device = ? AND block = ?",
-                        (epoch_us - row[1], block.device, row[0]),
-                    )
-            self._db.execute("INSERT OR REPLACE INTO progress VALUES ('clock', ?)", (clock,))
-
-    def clock_done(self) -> int:
-        row = self._db.execute("SELECT value FROM progress WHERE name = 'clock'").fetchone()
-        return int(row[0]) if row else 0
+    def _shift(self, number: int, before: Known, by_us: int) -> None:
+        self._db.execute(
+            "UPDATE events SET time_us = time_us + ? WHERE device = ? AND block = ?",
+            (by_us, before.header.id.device, number),
+        )
 
 
 class PlatformReader:

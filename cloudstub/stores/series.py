@@ -17,15 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cloudstub.stores.sqlite import connect, connect_readonly, transaction
+from cloudstub.stores.ledger import Change, Known, SqliteLedger
+from cloudstub.stores.sqlite import connect_readonly, transaction
 from firmware.wire.block import BlockId, Header, Kind, Sample, Value
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS blocks (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, stream TEXT NOT NULL, boot BLOB NOT NULL,
-    seq INTEGER NOT NULL, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL, offset_us INTEGER NOT NULL,
-    epoch_us INTEGER NOT NULL, estimated INTEGER NOT NULL, received_us INTEGER NOT NULL,
-    UNIQUE (device, stream, boot, seq));
 CREATE INDEX IF NOT EXISTS blocks_boot ON blocks (device, boot, last_us);
 CREATE INDEX IF NOT EXISTS blocks_estimated ON blocks (device) WHERE estimated;
 CREATE TABLE IF NOT EXISTS tags (
@@ -35,7 +31,6 @@ CREATE TABLE IF NOT EXISTS samples (
     tag INTEGER NOT NULL, time_us INTEGER NOT NULL, block INTEGER NOT NULL, n INTEGER NOT NULL,
     type TEXT NOT NULL, quality INTEGER NOT NULL, value,
     PRIMARY KEY (tag, time_us, block, n)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -47,22 +42,6 @@ class StampedBlock(NamedTuple):
     epoch_us: int
     estimated: bool
     received_us: int
-
-
-class Known(NamedTuple):
-    """What a store remembers of a block, to correct its times later."""
-
-    header: Header
-    epoch_us: int
-    estimated: bool
-
-
-class Change(NamedTuple):
-    """Another epoch for a block."""
-
-    block: BlockId
-    epoch_us: int
-    estimated: bool
 
 
 class Tag(NamedTuple):
@@ -128,15 +107,12 @@ class SeriesReader(Protocol):
     def count(self) -> int: ...
 
 
-class SqliteSeriesWriter:
+class SqliteSeriesWriter(SqliteLedger):
     """`SeriesWriter` on one SQLite file. Raises sqlite3.Error when the file can't be written: nothing was kept."""
 
     def __init__(self, path: Path, *, busy_s: float = 10.0) -> None:
-        self._db = connect(path, _SCHEMA, busy_s=busy_s)
+        super().__init__(path, "blocks", Kind.SAMPLES, _SCHEMA, busy_s=busy_s)
         self._tags: dict[tuple[str, str, str], int] = {}
-
-    def close(self) -> None:
-        self._db.close()
 
     def put(self, blocks: Iterable[StampedBlock]) -> int:
         try:
@@ -148,22 +124,9 @@ class SqliteSeriesWriter:
 
     def _put(self, block: StampedBlock) -> int:
         header = block.header
-        added = self._db.execute(
-            "INSERT OR IGNORE INTO blocks (device, stream, boot, seq, first_us, last_us, offset_us, epoch_us,"
-            " estimated, received_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *header.id,
-                header.first_us,
-                header.last_us,
-                header.offset_us,
-                block.epoch_us,
-                block.estimated,
-                block.received_us,
-            ),
-        )
-        if not added.rowcount:
+        number = self._enter(header, block.epoch_us, block.estimated, block.received_us)
+        if number is None:
             return 0
-        number = added.lastrowid
         counts: dict[int, tuple[int, str]] = {}
         rows = []
         for n, sample in enumerate(block.samples):
@@ -201,53 +164,16 @@ class SqliteSeriesWriter:
             number = self._tags[key] = int(row[0])
         return number
 
-    def known(self, device: str, boot: bytes | None, span_us: tuple[int, int] | None = None) -> list[Known]:
-        if boot is None:
-            where, values = "estimated", tuple[object, ...]()
-        else:
-            first, last = span_us or (-(2**62), 2**62)
-            where, values = "boot = ? AND last_us >= ? AND first_us <= ?", (boot, first, last)
-        return [
-            Known(_header(row), row["epoch_us"], bool(row["estimated"]))
-            for row in _by_name(self._db).execute(
-                f"SELECT * FROM blocks WHERE device = ? AND {where}", (device, *values)
-            )
-        ]
-
-    def restamp(self, changes: Sequence[Change], clock: int) -> None:
-        with transaction(self._db):
-            for block, epoch_us, estimated in changes:
-                row = self._db.execute(
-                    "SELECT id, epoch_us FROM blocks WHERE device = ? AND stream = ? AND boot = ? AND seq = ?",
-                    block,
-                ).fetchone()
-                if row is None:
-                    continue
-                self._db.execute(
-                    "UPDATE blocks SET epoch_us = ?, estimated = ? WHERE id = ?",
-                    (epoch_us, estimated, row[0]),
-                )
-                self._shift(block, row[0], epoch_us - row[1])
-            self._db.execute("INSERT OR REPLACE INTO progress VALUES ('clock', ?)", (clock,))
-
-    def _shift(self, block: BlockId, number: int, by_us: int) -> None:
-        if not by_us:
-            return
-        header = self._db.execute(
-            "SELECT epoch_us + first_us - ?, epoch_us + last_us - ? FROM blocks WHERE id = ?",
-            (by_us, by_us, number),
-        ).fetchone()
+    def _shift(self, number: int, before: Known, by_us: int) -> None:
+        header = before.header
+        first, last = before.epoch_us + header.first_us, before.epoch_us + header.last_us
         tags = self._db.execute(
-            "SELECT id FROM tags WHERE device = ? AND stream = ?", (block.device, block.stream)
+            "SELECT id FROM tags WHERE device = ? AND stream = ?", (header.id.device, header.id.stream)
         ).fetchall()
         self._db.executemany(
             "UPDATE samples SET time_us = time_us + ? WHERE tag = ? AND time_us BETWEEN ? AND ? AND block = ?",
-            [(by_us, tag, header[0], header[1], number) for (tag,) in tags],
+            [(by_us, tag, first, last, number) for (tag,) in tags],
         )
-
-    def clock_done(self) -> int:
-        row = self._db.execute("SELECT value FROM progress WHERE name = 'clock'").fetchone()
-        return int(row[0]) if row else 0
 
 
 class SqliteSeriesReader:
@@ -350,23 +276,6 @@ class SqliteSeriesReader:
     def count(self) -> int:
         """Samples of all gateways."""
         return int(self._db.execute("SELECT coalesce(sum(count), 0) FROM tags").fetchone()[0])
-
-
-def _header(row: sqlite3.Row) -> Header:
-    return Header(
-        BlockId(row["device"], row["stream"], row["boot"], row["seq"]),
-        Kind.SAMPLES,
-        row["first_us"],
-        row["last_us"],
-        row["offset_us"],
-        0,
-    )
-
-
-def _by_name(db: sqlite3.Connection) -> sqlite3.Cursor:
-    cursor = db.cursor()
-    cursor.row_factory = sqlite3.Row
-    return cursor
 
 
 def _point(row: sqlite3.Row) -> Point:

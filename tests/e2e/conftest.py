@@ -78,15 +78,20 @@ def power_on(watched: tuple[Site, PowerOn]) -> PowerOn:
     return watched[1]
 
 
+def _heal(site: Site) -> None:
+    """Whatever a test left broken."""
+    off = not site.machine.powered
+    site.heal()
+    if off:
+        site.machine.wait_booted()
+        lab.wait_online(site)
+
+
 @pytest.fixture
 def site(watched: tuple[Site, PowerOn]) -> Iterator[Site]:
     """The site, powered and online, with both links up; put back so after the test."""
-    site = watched[0]
-    yield site
-    for link in list(site.cut_links):
-        site.restore(link)  # type: ignore[arg-type]
-    if not site.machine.powered:
-        lab.boot(site)
+    yield watched[0]
+    _heal(watched[0])
 
 
 @pytest.fixture
@@ -94,6 +99,7 @@ def own_configuration(site: Site) -> Iterator[None]:
     """What the test configures is taken back after it."""
     before = site.machine.agent.run("sallyport", "config", "show").stdout
     yield
+    _heal(site)
     lab.configure(site, before)
 
 

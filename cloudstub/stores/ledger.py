@@ -1,0 +1,108 @@
+"""Which blocks a store holds, and the epoch that the times of each count from."""
+
+# ruff: noqa: S608 - statements are put together from constants only; every value is a parameter
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cloudstub.stores.sqlite import connect, transaction
+from firmware.wire.block import BlockId, Header, Kind
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS {table} (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, device TEXT NOT NULL, stream TEXT NOT NULL, boot BLOB NOT NULL,
+    seq INTEGER NOT NULL, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL, offset_us INTEGER NOT NULL,
+    epoch_us INTEGER NOT NULL, estimated INTEGER NOT NULL, received_us INTEGER NOT NULL,
+    UNIQUE (device, stream, boot, seq));
+CREATE TABLE IF NOT EXISTS progress (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Known(NamedTuple):
+    """What a store remembers of a block, to correct its times later."""
+
+    header: Header
+    epoch_us: int
+    estimated: bool
+
+
+class Change(NamedTuple):
+    """Another epoch for a block."""
+
+    block: BlockId
+    epoch_us: int
+    estimated: bool
+
+
+class SqliteLedger(ABC):
+    """The block table of a store on one SQLite file; the store adds what the blocks contain."""
+
+    def __init__(self, path: Path, table: str, kind: Kind, schema: str, *, busy_s: float) -> None:
+        self._db = connect(path, _SCHEMA.format(table=table) + schema, busy_s=busy_s)
+        self._table = table
+        self._kind = kind
+
+    def close(self) -> None:
+        self._db.close()
+
+    def known(self, device: str, boot: bytes | None, span_us: tuple[int, int] | None = None) -> list[Known]:
+        """Blocks of a gateway: all of one boot that touch a span of its monotonic time, or all estimated ones."""
+        if boot is None:
+            found = self._find("device = ? AND estimated", device)
+        else:
+            first, last = span_us or (-(2**62), 2**62)
+            found = self._find(
+                "device = ? AND boot = ? AND last_us >= ? AND first_us <= ?", device, boot, first, last
+            )
+        return [block for _, block in found]
+
+    def restamp(self, changes: Sequence[Change], clock: int) -> None:
+        """Give blocks other epochs, and note that clock report number `clock` is dealt with."""
+        with transaction(self._db):
+            for block, epoch_us, estimated in changes:
+                for number, before in self._find(
+                    "device = ? AND stream = ? AND boot = ? AND seq = ?", *block
+                ):
+                    self._db.execute(
+                        f"UPDATE {self._table} SET epoch_us = ?, estimated = ? WHERE id = ?",
+                        (epoch_us, estimated, number),
+                    )
+                    if epoch_us != before.epoch_us:
+                        self._shift(number, before, epoch_us - before.epoch_us)
+            self._db.execute("INSERT OR REPLACE INTO progress VALUES ('clock', ?)", (clock,))
+
+    def clock_done(self) -> int:
+        """Number of the latest clock report that was dealt with."""
+        row = self._db.execute("SELECT value FROM progress WHERE name = 'clock'").fetchone()
+        return int(row[0]) if row else 0
+
+    @abstractmethod
+    def _shift(self, number: int, before: Known, by_us: int) -> None:
+        """Move the times of what a block contains; `before` is the block with its old epoch."""
+
+    def _enter(self, header: Header, epoch_us: int, estimated: bool, received_us: int) -> int | None:
+        """Number of a new block; None when it is there already."""
+        added = self._db.execute(
+            f"INSERT OR IGNORE INTO {self._table} (device, stream, boot, seq, first_us, last_us, offset_us,"
+            " epoch_us, estimated, received_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*header.id, header.first_us, header.last_us, header.offset_us, epoch_us, estimated, received_us),
+        )
+        return added.lastrowid if added.rowcount else None
+
+    def _find(self, where: str, *values: object) -> list[tuple[int, Known]]:
+        rows = self._db.execute(
+            "SELECT id, epoch_us, estimated, first_us, last_us, offset_us, device, stream, boot, seq"
+            f" FROM {self._table} WHERE {where}",
+            values,
+        )
+        return [
+            (
+                number,
+                Known(Header(BlockId(*block), self._kind, first, last, offset, 0), epoch_us, bool(estimated)),
+            )
+            for number, epoch_us, estimated, first, last, offset, *block in rows
+        ]
