@@ -64,9 +64,8 @@ class SqliteLedger(ABC):
         """Give blocks other epochs, and note that clock report number `clock` is dealt with."""
         with transaction(self._db):
             for block, epoch_us, estimated in changes:
-                for number, before in self._find(
-                    "device = ? AND stream = ? AND boot = ? AND seq = ?", *block
-                ):
+                found = self._find("device = ? AND stream = ? AND boot = ? AND seq = ?", *block)
+                for number, before in found:  # one, or none
                     self._db.execute(
                         f"UPDATE {self._table} SET epoch_us = ?, estimated = ? WHERE id = ?",
                         (epoch_us, estimated, number),
@@ -94,15 +93,13 @@ class SqliteLedger(ABC):
         return added.lastrowid if added.rowcount else None
 
     def _find(self, where: str, *values: object) -> list[tuple[int, Known]]:
-        rows = self._db.execute(
-            "SELECT id, epoch_us, estimated, first_us, last_us, offset_us, device, stream, boot, seq"
+        """Blocks with their numbers."""
+        found = []
+        for number, first, last, offset, epoch_us, estimated, *block in self._db.execute(
+            "SELECT id, first_us, last_us, offset_us, epoch_us, estimated, device, stream, boot, seq"
             f" FROM {self._table} WHERE {where}",
             values,
-        )
-        return [
-            (
-                number,
-                Known(Header(BlockId(*block), self._kind, first, last, offset, 0), epoch_us, bool(estimated)),
-            )
-            for number, epoch_us, estimated, first, last, offset, *block in rows
-        ]
+        ):
+            header = Header(BlockId(*block), self._kind, first, last, offset, 0)
+            found.append((number, Known(header, epoch_us, bool(estimated))))
+        return found
