@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -91,6 +91,10 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self._flights)
+
+    def __iter__(self) -> Iterator[Key]:
+        """The blocks in flight."""
+        return iter(self._flights)
 
     def __contains__(self, key: Key) -> bool:
         """In flight, or refused by the cloud: not to be sent."""
