@@ -197,6 +197,10 @@ def _status(options: argparse.Namespace) -> int:
     observed = status.read_all()
     if not observed:
         raise CommandError(f"no service has reported yet (looked in {paths.STATUS})")
+    for name in status.SERVICES:
+        if name not in observed:
+            remedy = f"does not run; see `systemctl status sallyport-{name}`"
+            observed[name] = status.Observed(name, status.State.FAILED, remedy, 0, 0)
     if options.json:
         print(_pretty(observed), end="")
     else:

@@ -16,6 +16,9 @@ import msgspec
 
 from firmware import clock, paths
 
+SERVICES = ("config", "firewall", "network", "plc", "uplink")
+"""Those that run on every gateway."""
+
 
 class State(StrEnum):
     STARTING = "starting"

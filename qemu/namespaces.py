@@ -192,12 +192,15 @@ class Namespaces:
         numbers = [fd if isinstance(fd, int) else fd.fileno() for fd in fds]
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         channel = self._connect()
+        environment = dict(os.environ if env is None else env)
+        # Debian gives only root the sbin folders; nft and dnsmasq live there.
+        environment["PATH"] = f"{environment.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
         try:
             numbers += [null] * (3 - len(numbers))
             message = {
                 "host": host,
                 "argv": [os.fspath(arg) for arg in argv],
-                "env": dict(os.environ if env is None else env),
+                "env": environment,
                 "cwd": str(cwd or Path.cwd()),
                 "tied": tied,
             }

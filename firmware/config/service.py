@@ -75,17 +75,19 @@ class Service:
                     ok=True, revision=store.confirm(), message=f"revision {store.number} is confirmed"
                 )
             case "rollback":
-                number = store.rollback(
-                    origin=f"by {request.origin}", now_wall_s=_wall_s(now), to=request.revision
-                )
-                self._publish(store.desired)
+                try:
+                    number = store.rollback(
+                        origin=f"by {request.origin}", now_wall_s=_wall_s(now), to=request.revision
+                    )
+                finally:  # also when only the staged one could be dropped
+                    self._publish(store.desired)
                 return Reply(ok=True, revision=number, message=f"revision {number} is in force")
             case _:
                 assert_never(request.op)
 
     def _set(self, desired: Desired, request: Request, now: Instant) -> Reply:
         store, before = self._store, self._store.number
-        if desired == store.desired:
+        if desired == store.desired and store.deadline_s is None:
             return Reply(ok=True, revision=before, message=f"revision {before} says this already")
         origin = f"set by {request.origin}"
         if request.confirm_within_s is None:

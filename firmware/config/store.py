@@ -130,6 +130,7 @@ class Store:
     def rollback(self, *, origin: str, now_wall_s: int, to: int | None = None) -> int:
         """Drops the staged revision. Without one: the content of revision `to`, by default of the one
         confirmed before, becomes a new revision. Returns the number that is in force then."""
+        wanted = None if to is None else self.read(to)  # before anything is dropped
         if self.deadline_s is not None:
             self._unstage()
             if to is None:
@@ -139,7 +140,8 @@ class Store:
             if not older:
                 raise StoreError(f"there is no confirmed revision before {self.number}")
             to = max(older)
-        return self.set(self.read(to), origin=f"rollback to {to} {origin}".strip(), now_wall_s=now_wall_s)
+        wanted = wanted or self.read(to)
+        return self.set(wanted, origin=f"rollback to {to} {origin}".strip(), now_wall_s=now_wall_s)
 
     def expire(self, now_s: float) -> int | None:
         """Rolls the staged revision back if its time is up; returns its number then."""

@@ -25,14 +25,22 @@ def sources(suite: str) -> list[str]:
     Raises BuildError without a mirror.
     """
     done = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(SITE)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)",
+            "Created-By: Packages",
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     lines = []
     for row in done.stdout.splitlines():
-        site, release, component = row.split()
+        site, release, component, origin = row.split("|")
+        if origin != "Debian":  # another vendor's packages
+            continue
         pocket = release.partition("-")[2]
         if component == "main" and pocket in ("", "updates", "security"):
             lines.append(f"deb {site} {suite}{'-' + pocket if pocket else ''} main")

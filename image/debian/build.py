@@ -22,7 +22,7 @@ TOOLS = {**kernel.TOOLS, **base.TOOLS, **disks.TOOLS, "mksquashfs": "squashfs-to
 
 CMDLINE = (
     "root=/dev/vda rootfstype=squashfs ro console=ttyS0 quiet systemd.show_status=no "
-    "random.trust_cpu=on panic=5 mitigations=off init=/usr/lib/systemd/systemd"
+    "random.trust_cpu=on fsck.repair=yes panic=5 mitigations=off init=/usr/lib/systemd/systemd"
 )
 
 

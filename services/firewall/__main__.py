@@ -27,6 +27,7 @@ def policy(desired: Desired, board: boards.Board) -> core.Policy:
         lan=_names(board, "lan"),
         lan_network=ipaddress.IPv4Interface(desired.lan.address).network,
         machine_uid=_uid(MACHINE_USER),
+        dhcp=desired.wan.mode == "dhcp",
     )
 
 

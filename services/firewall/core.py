@@ -37,6 +37,8 @@ class Policy:
     """The machine network."""
     machine_uid: int | None
     """The user that talks to machines, and only to them. None: nobody may."""
+    dhcp: bool = True
+    """The WAN's address is asked for by DHCP."""
 
 
 def render_closed(wan: tuple[str, ...]) -> str:
@@ -66,7 +68,7 @@ def render(policy: Policy) -> str:
         input_=[
             "iif lo accept",
             "ct state established,related accept",
-            _dhcp_reply(policy.wan),
+            *([_dhcp_reply(policy.wan)] if policy.dhcp else []),
             f"iifname {wan} ip6 hoplimit 255 icmpv6 type "
             "{ nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept",
             *_refuse_loudly("from_wan", f"iifname {wan}"),
@@ -86,7 +88,7 @@ def render(policy: Policy) -> str:
             f"oifname {lan} meta nfproto ipv6 {_refuse('output')}",
             *([f"oifname != {lan} meta skuid {uid} {_refuse('output')}"] if uid is not None else []),
             "ct state established,related accept",
-            _dhcp_request(policy.wan),
+            *([_dhcp_request(policy.wan)] if policy.dhcp else []),
             f"oifname {wan} ip6 hoplimit 255 icmpv6 type "
             "{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } accept",
             # Switches that snoop pass neighbour discovery only to hosts that joined (RFC 4890, 4.4.1).
@@ -152,11 +154,11 @@ def _chain(name: str, hook: str, priority: str, policy: str, rules: list[str]) -
 
 
 def _dhcp_reply(wan: tuple[str, ...]) -> str:
-    return f"iifname {_set(wan)} udp sport 67 udp dport 68 accept"
+    return f"iifname {_set(wan)} meta nfproto ipv4 udp sport 67 udp dport 68 accept"
 
 
 def _dhcp_request(wan: tuple[str, ...]) -> str:
-    return f"oifname {_set(wan)} udp sport 68 udp dport 67 accept"
+    return f"oifname {_set(wan)} meta nfproto ipv4 udp sport 68 udp dport 67 accept"
 
 
 def _refuse(counter: str) -> str:

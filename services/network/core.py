@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Interface
+
 from firmware.config.schema import Desired, Lan, Wan
 from hal.boards import Board
 
 PREFIX = "10-sallyport-"
 """Begins every file that is ours; others are left alone."""
 
+LAN_TABLE = 100
+"""Number and priority of the routing table that leads to the machines."""
 _SILENT = """\
 LLMNR=no
 MulticastDNS=no
@@ -57,6 +61,8 @@ IPv6LinkLocalAddressGenerationMode=eui64
 {_SILENT}
 [DHCPv4]
 ClientIdentifier=mac
+UseGateway=yes
+UseRoutes=no
 UseDNS={own_servers}
 UseDomains=no
 UseHostname=no
@@ -75,7 +81,11 @@ Token=eui64
 
 
 def _lan(name: str, lan: Lan) -> str:
-    """Up also without a cable, so that what belongs to the machine network never leaves by the WAN."""
+    """Up also without a cable, so that what belongs to the machine network never leaves by the WAN.
+
+    A table of its own, looked up first: whatever DHCP says on the company side, machines stay here.
+    """
+    interface = IPv4Interface(lan.address)
     return f"""\
 # The machine side. Written by sallyport-network from the configuration; changes are overwritten.
 [Match]
@@ -91,4 +101,15 @@ IPv6AcceptRA=no
 LinkLocalAddressing=no
 ConfigureWithoutCarrier=yes
 DNSDefaultRoute=no
-{_SILENT}"""
+{_SILENT}
+[Route]
+Destination={interface.network}
+Scope=link
+PreferredSource={interface.ip}
+Table={LAN_TABLE}
+
+[RoutingPolicyRule]
+To={interface.network}
+Table={LAN_TABLE}
+Priority={LAN_TABLE}
+"""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -30,6 +31,7 @@ RENDERED = {
     **{f"network-static/{name}": text for name, text in network.render(STATIC, BOARD).items()},
     "firewall/closed.nft": firewall.render_closed(("wan0",)),
     "firewall/full.nft": firewall.render(POLICY),
+    "firewall/static.nft": firewall.render(replace(POLICY, dhcp=False)),
 }
 
 

@@ -130,3 +130,8 @@ def _members(space: str) -> list[int]:
 def _mounts() -> list[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line for line in lines if "site-" in line or "nsfs" in line]
+
+
+def test_programs_of_root_are_found_by_everybody(space: Namespaces) -> None:
+    """Debian gives an ordinary user no /usr/sbin, where nft and dnsmasq live."""
+    assert space.run(["nft", "--version"], env={"PATH": "/usr/bin:/bin"}).status == 0

@@ -20,7 +20,7 @@ from firmware.config.protocol import Reply, Request
 from firmware.config.schema import Desired, load_published
 from firmware.config.service import Service
 from firmware.config.store import Store
-from firmware.status import State
+from firmware.status import SERVICES, State
 from qemu.promises import eventually
 from tests.unit.malformed import MALFORMED
 
@@ -191,17 +191,41 @@ def test_what_is_not_a_request_gets_an_answer(gateway: Gateway, line: bytes) -> 
     assert gateway.ask(b'{"op":"show"}\n').ok
 
 
-def test_status_fails_when_a_service_has_failed(gateway: Gateway) -> None:
+def test_status_fails_when_a_service_has_failed_or_does_not_run(gateway: Gateway) -> None:
+    def says(service: str, state: str, summary: str = "") -> None:
+        (gateway.root / f"run/sallyport/status/{service}.json").write_text(
+            f'{{"service":"{service}","state":"{state}","summary":"{summary}","since_us":0,"updated_us":0}}'
+        )
+
+    for service in SERVICES:
+        if service != "config":
+            says(service, "ok")
     assert gateway.run("status").returncode == 0
-    (gateway.root / "run/sallyport/status/uplink.json").write_text(
-        '{"service":"uplink","state":"failed","summary":"no certificate","since_us":0,"updated_us":0}'
-    )
+    says("uplink", "failed", "no certificate")
+    (gateway.root / "run/sallyport/status/plc.json").unlink()
     status = gateway.run("status")
     assert status.returncode == 1
     assert "no certificate" in status.stdout
+    assert "systemctl status sallyport-plc" in status.stdout
     documents = json.loads(gateway.run("status", "--json").stdout)
-    assert documents["uplink"]["state"] == "failed"
+    assert documents["uplink"]["state"] == documents["plc"]["state"] == "failed"
     assert documents["config"]["detail"]["revision"] == 1
+
+
+def test_a_rollback_that_cannot_be_done_keeps_the_staged_revision_and_its_timer(gateway: Gateway) -> None:
+    gateway.run("config", "set", "-", "--confirm-within", "3", stdin="device_name = 'x'")
+    refused = gateway.run("config", "rollback", "--to", "99")
+    assert refused.returncode == 1
+    assert "no revision 99" in refused.stderr
+    assert gateway.published.device_name == "x"
+    eventually(lambda: gateway.published.device_name == "", within=10, what="rolled back on time")
+
+
+def test_setting_what_waits_to_be_confirmed_does_not_pass_for_a_confirmation(gateway: Gateway) -> None:
+    gateway.run("config", "set", "-", "--confirm-within", "60", stdin="device_name = 'x'")
+    again = gateway.run("config", "set", "-", stdin="device_name = 'x'")
+    assert again.returncode == 1
+    assert "confirm" in again.stderr
 
 
 def test_who_may_read_and_ask(gateway: Gateway) -> None:
