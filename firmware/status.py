@@ -7,6 +7,7 @@ Never a secret in it: everyone on the gateway may read it, and the uplink sends 
 
 from __future__ import annotations
 
+import logging
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import msgspec
 
 from firmware import clock, paths
+
+log = logging.getLogger(__name__)
 
 SERVICES = ("config", "firewall", "network", "plc", "uplink")
 """Those that run on every gateway."""
@@ -48,19 +51,25 @@ class Reporter:
         self._service = service
         self._last: tuple[State, str, dict[str, Any]] | None = None
         self._since_us = 0
+        self._written = True
 
     def report(self, state: State, summary: str, **detail: Any) -> None:
-        """`detail` must be plain data (JSON)."""
-        if (state, summary, detail) == self._last:
+        """`detail` must be plain data (JSON). A document that can't be written is tried again at the next report."""
+        if (state, summary, detail) == self._last and self._written:
             return
         now_us = clock.now().monotonic_us
         if self._last is None or self._last[0] is not state:
             self._since_us = now_us
         self._last = (state, summary, detail)
-        write_atomic(
-            self._path,
-            msgspec.json.encode(Observed(self._service, state, summary, self._since_us, now_us, detail)),
-        )
+        document = Observed(self._service, state, summary, self._since_us, now_us, detail)
+        try:
+            write_atomic(self._path, msgspec.json.encode(document))
+        except OSError as error:
+            if self._written:
+                log.warning("status can't be written: %s", error)
+            self._written = False
+        else:
+            self._written = True
 
 
 def read_all(folder: Path | None = None) -> dict[str, Observed]:

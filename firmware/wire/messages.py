@@ -105,5 +105,5 @@ def decode(data: bytes, type_: type[T]) -> T:
     """Raises MessageError that names the type and the place."""
     try:
         return msgspec.json.decode(data, type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"{type_.__name__}: {error}") from error

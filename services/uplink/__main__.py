@@ -38,6 +38,7 @@ SAVE_ACKS_S = 1.0
 SEAL_S = 5.0
 ANSWER_S = 45.0
 """A connection that brought no answer by then is given up: name, TCP and TLS have deadlines of their own before."""
+FAULT_S = 5.0
 STEADY_S = 30.0
 """A connection that lasted this long was a good one: the next pause is short."""
 
@@ -59,6 +60,8 @@ class Uplink:
         self.source = Source(Reader(self.root / "flash/log"), self.acks, self.outbox.__contains__)
         self.pace = StatusPace()
         self.events: Writer | None = None
+        self.talk: Conversation | None = None
+        """The last one that came about."""
         self._saved_s = 0.0
         self._sealed_s = 0.0
         # All that touches the flash and the outbox: one thread, beside the event loop, so a slow flash stops nothing.
@@ -73,12 +76,24 @@ class Uplink:
             async for cloud in documents:
                 if task:
                     await _cancel(task)
-                task = asyncio.create_task(self._follow(cloud))
+                task = asyncio.create_task(self._guard(cloud))
         finally:
             if task:
                 await _cancel(task)
             await self.on_flash(self._close_events, seal=True)
             self._flash.shutdown()
+
+    async def _guard(self, cloud: Cloud) -> None:
+        """A fault of ours ends a connection, never the uplink."""
+        while True:
+            try:
+                await self._follow(cloud)
+            except Exception:
+                log.exception("a fault of this program; begins again")
+                self.reporter.report(
+                    State.DEGRADED, "fault of this program: see the journal", connected=False
+                )
+                await asyncio.sleep(FAULT_S)
 
     async def _follow(self, cloud: Cloud) -> None:
         if not cloud.enabled:
@@ -138,8 +153,9 @@ class Uplink:
         log.info("connected to %s (%s, %s)", cloud.host, connected.address, connected.tls)
         self.note("connected", host=cloud.host, address=connected.address)
         link = {"connected": True, "host": cloud.host, "address": connected.address, "tls": connected.tls}
-        talk = Conversation(self, session, device, link)
+        self.talk = talk = Conversation(self, session, device, link)
         pumping = asyncio.create_task(talk.pump())
+        pumping.add_done_callback(lambda task: news.put_nowait(Ended(_fault(task))))
         try:
             while True:
                 match await news.get():
@@ -278,12 +294,11 @@ class Conversation:
             self._uplink.source.fill(self)
 
     def _judged(self, verdict: Ack | Nack) -> None:
-        uplink, boot = self._uplink, bytes.fromhex(verdict.boot)
+        uplink = self._uplink
         if isinstance(verdict, Ack):
-            uplink.outbox.acknowledged(verdict)
-            for first, last in verdict.seqs:
-                uplink.acks.add(verdict.stream, boot, first, last)
-        elif uplink.outbox.refused(Key(verdict.stream, boot, verdict.seq)):
+            for key in uplink.outbox.acknowledged(verdict):
+                uplink.acks.add(key.stream, key.boot, key.seq, key.seq)
+        elif uplink.outbox.refused(Key(verdict.stream, bytes.fromhex(verdict.boot), verdict.seq)):
             log.error("the cloud refuses block %d of %s: %s", verdict.seq, verdict.stream, verdict.reason)
             uplink.note(
                 "block-refused", "error", stream=verdict.stream, seq=verdict.seq, reason=verdict.reason
@@ -333,8 +348,15 @@ class Conversation:
 
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
+
+
+def _fault(task: asyncio.Task[None]) -> Trouble:
+    """Why a task ended that should not; nobody asks when it was cancelled."""
+    error = None if task.cancelled() else task.exception()
+    if error:
+        log.error("a fault of this program ended the connection", exc_info=error)
+    return Trouble("fault", f"fault of this program: {error!r}; see the journal")
 
 
 def _version(root: Path) -> str:

@@ -128,13 +128,22 @@ class Outbox:
         self.counts.sent_again += len(due)
         return due
 
-    def acknowledged(self, ack: Ack) -> None:
-        """The cloud has stored these blocks. Raises ValueError on a boot that is none."""
+    def acknowledged(self, ack: Ack) -> list[Key]:
+        """The cloud has stored these blocks. Returns those that were in flight: nothing else is believed.
+
+        Raises ValueError on a boot that is none.
+        """
         boot = bytes.fromhex(ack.boot)
-        for key in [k for k in self._flights if k.stream == ack.stream and k.boot == boot]:
-            if any(first <= key.seq <= last for first, last in ack.seqs):
-                self._land(key)
-                self.counts.acknowledged += 1
+        landed = [
+            key
+            for key in self._flights
+            if (key.stream, key.boot) == (ack.stream, boot)
+            and any(first <= key.seq <= last for first, last in ack.seqs)
+        ]
+        for key in landed:
+            self._land(key)
+        self.counts.acknowledged += len(landed)
+        return landed
 
     def refused(self, key: Key) -> bool:
         """The cloud will never take this block: not sent again. False if it wasn't in flight."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from firmware.wire import messages, topics
+from firmware.wire.messages import Ack
 from services.flashlog import Reader
 from services.uplink import core
 from services.uplink.__main__ import Conversation
@@ -97,7 +99,7 @@ async def test_ingest_killed_in_the_middle(cloud: Cloud, gateway: Gateway) -> No
             )
         gateway.configure(enabled())
         await eventually(lambda: values(cloud) == list(range(20_000)), 60, "20,000 samples")
-    assert cloud.counters()["buffer_rows"] == 0
+    await eventually(lambda: cloud.counters()["buffer_rows"] == 0, what="the buffer is empty")
 
 
 async def test_broker_restarted(cloud: Cloud, gateway: Gateway) -> None:
@@ -194,3 +196,48 @@ async def test_whole_cloud_killed_and_started(tmp_path: Path, cloud: Cloud, gate
         gateway.log(counting(20, start=200))
         await asyncio.to_thread(cloud.start)
         await eventually(lambda: values(cloud) == list(range(400)), 60, "400 samples")
+
+
+NESTED = b'{"x":' + b"[" * 100_000
+HOSTILE = [
+    ("time", NESTED),
+    ("ack", NESTED),
+    ("ping", b"\xff"),
+    ("ack", b'{"stream":"../../etc","boot":"' + b"00" * 16 + b'","seqs":[[0,999999999999999999999]]}'),
+    ("ack", b'{"stream":"plc-press","boot":"zz","seqs":[[0,1]]}'),
+    ("nack", b'{"stream":"plc-press","boot":"zz","seq":0,"reason":""}'),
+]
+
+
+async def test_hostile_messages_of_the_cloud_change_nothing(cloud: Cloud, gateway: Gateway) -> None:
+    """Nested, cut, foreign and lying messages: nothing is taken for stored, and the next blocks arrive.
+
+    Shows: X88
+    """
+    async with gateway.running() as uplink:
+        await gateway.connected()
+        lie = Ack("plc-press", gateway.boot.hex(), [(0, 2**63)])
+        talk = await eventually(lambda: uplink.talk, what="a conversation")
+        for topic, payload in [*HOSTILE, ("ack", messages.encode(lie))]:
+            talk.receive(topics.down(gateway.device, topic), payload)
+        gateway.log(counting(10))
+        await eventually(lambda: values(cloud) == list(range(100)), what="100 samples")
+    assert not list((gateway.root / "flash").glob("**/etc*"))
+
+
+async def test_a_fault_in_the_conversation_ends_the_connection_not_the_uplink(
+    cloud: Cloud, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with this program: the connection begins again."""
+    real, faults = Conversation._flash_work, [RuntimeError("a fault")]
+
+    def faulty(self: Conversation) -> None:
+        if faults:
+            raise faults.pop()
+        real(self)
+
+    monkeypatch.setattr(Conversation, "_flash_work", faulty)
+    gateway.log(counting(10))
+    async with gateway.running():
+        await eventually(lambda: values(cloud) == list(range(100)), what="100 samples")
+    assert not faults

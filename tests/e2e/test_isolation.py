@@ -120,10 +120,34 @@ def test_attackers_cannot_ping(site: Site) -> None:
     assert wan
     must_not_reach(site.office, wan, protocol="ping")
     must_not_reach(site.laptop, topology.GATEWAY_LAN, protocol="ping")
+    must_not_reach(site.office, _wan_ipv6(site), protocol="ping")
+
+
+def _wan_ipv6(site: Site) -> str:
     found = site.machine.agent.shell("ip -6 -o address show dev wan0 scope global").split()
     six = next((word.split("/")[0] for word in found if word.startswith("fd00:10:")), None)
     assert six, "the WAN port has an IPv6 address by router advertisement"
-    must_not_reach(site.office, six, protocol="ping")
+    return six
+
+
+def test_the_way_in_for_dhcp_is_not_a_way_in(site: Site) -> None:
+    """Who pretends to be a DHCP server (from UDP 67 to 68) gets no answer either, not even "port unreachable".
+
+    Shows: L10
+    """
+    probe = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "s.bind(('', 67)); s.connect((sys.argv[1], 68)); s.settimeout(2)\n"
+        "s.send(b'x' * 300)\n"
+        "try: print('answered', s.recv(1))\n"
+        "except TimeoutError: print('silent')\n"
+        "except OSError as error: print(error)\n"
+    )
+    wan = site.wan_address()
+    assert wan
+    for address in (wan, _wan_ipv6(site)):
+        assert site.office.run("python3", "-c", probe, address).stdout == "silent\n"
 
 
 @pytest.fixture

@@ -111,6 +111,15 @@ def test_an_observed_document_is_written_only_when_it_changed(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
 
 
+def test_an_observed_document_that_cannot_be_written_is_tried_again(tmp_path: Path) -> None:
+    """A full /run must not end a service."""
+    reporter = Reporter("test", tmp_path / "absent")
+    reporter.report(State.OK, "works")
+    (tmp_path / "absent").mkdir()
+    reporter.report(State.OK, "works")
+    assert status.read_all(tmp_path / "absent")["test"].state is State.OK
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff"])
 def test_a_service_whose_document_cannot_be_read_counts_as_failed(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "plc.json").write_bytes(damage)

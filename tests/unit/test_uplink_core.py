@@ -85,7 +85,8 @@ def test_unacknowledged_blocks_are_sent_again_with_growing_waits() -> None:
 def test_acknowledgements_of_others_change_nothing() -> None:
     outbox = Outbox(1)
     outbox.sent(0, key(7), "live", b"x", history=False)
-    outbox.acknowledged(Ack("plc-b", BOOT.hex(), [(7, 7)]))
+    assert outbox.acknowledged(Ack("plc-b", BOOT.hex(), [(7, 7)])) == []
+    assert outbox.acknowledged(Ack("../../etc", BOOT.hex(), [(0, 2**80)])) == []
     outbox.acknowledged(Ack("plc-a", (b"\1" * 16).hex(), [(7, 7)]))
     outbox.acknowledged(Ack("plc-a", BOOT.hex(), [(0, 6), (8, 9)]))
     assert key(7) in outbox
