@@ -8,7 +8,7 @@ A *stream* is a folder of segments that one process appends to. A segment holds 
 - `AckBook` (the uplink writes, the writers read) says which blocks the cloud has stored.
 
 A block is named by device, stream, boot and sequence. The sequence goes on over boots while the log
-lives; should the log or the acks be wiped, the boot still keeps every new block apart from old ones.
+lives; should it be wiped or its end be damaged, the sequence goes on at a number that was never used.
 """
 
 from services.flashlog.acks import AckBook, Ranges

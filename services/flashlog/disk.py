@@ -49,6 +49,10 @@ class Disk:
         finally:
             os.close(fd)
 
+    def is_gone(self, fd: int) -> bool:
+        """Whether the open file was deleted: what is appended to it nobody will read."""
+        return os.fstat(fd).st_nlink == 0
+
     def close(self, fd: int) -> None:
         os.close(fd)
 

@@ -46,6 +46,7 @@ class Folder:
     dropped_blocks: int = 0
     dropped_entries: int = 0
     """Dropped for room although the cloud had not stored them."""
+    warned: set[str] = field(default_factory=set)
 
     @property
     def stream(self) -> str:
@@ -84,52 +85,64 @@ class Folder:
         )
 
     def drop_acknowledged(self) -> None:
-        """Remove the segments of which the cloud has stored every readable block."""
+        """Remove the segments of which the cloud has stored every readable block. Raises OSError."""
         if self.acks is None or not self.acks.refresh(self.stream):
             return
         waiting: deque[Kept] = deque()
-        while len(self.kept) > 1:
-            name, after = self.kept[0].name, self.kept[1].name
-            last = after.first_seq - 1
-            if (
-                self.acks.overlaps(self.stream, name.boot, name.first_seq, last)
-                and not self._unacked(name)[0]
-            ):
-                self._remove_first()
-                self.acked_segments += 1
-            else:
-                waiting.append(self.kept.popleft())
-        waiting.extend(self.kept)
-        self.kept = waiting
+        try:
+            while len(self.kept) > 1:
+                name, after = self.kept[0].name, self.kept[1].name
+                last = after.first_seq - 1
+                if (
+                    self.acks.overlaps(self.stream, name.boot, name.first_seq, last)
+                    and not self._unacked(name)[0]
+                ):
+                    self._remove_first()
+                    self.acked_segments += 1
+                else:
+                    waiting.append(self.kept.popleft())
+        finally:
+            waiting.extend(self.kept)
+            self.kept = waiting
+
+    def warn(self, text: str) -> None:
+        """Once per text: this comes round every second."""
+        if text not in self.warned:
+            self.warned.add(text)
+            log.warning("%s: %s", self.stream, text)
 
     def _remove_first(self) -> None:
         self.disk.remove(self.path / str(self.kept[0].name))
         self.size -= self.kept.popleft().size
 
     def _unacked(self, name: segment.Name) -> tuple[int, int]:
-        """Readable blocks of a segment that the cloud has not stored, and their entries."""
+        """Readable blocks of a segment that the cloud has not stored, and their entries.
+
+        Where reading fails there may be more (the next time it may succeed): that counts as one block.
+        """
         blocks = entries = 0
         try:
             fd = os.open(self.path / str(name), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            try:
+                for found in segment.scan(fd, final=True):
+                    if isinstance(found, segment.Gap):
+                        continue
+                    head = found.head
+                    if self.acks and self.acks.has(self.stream, head.boot, head.seq):
+                        continue
+                    try:
+                        block.read_header(segment.body(fd, found))
+                    except block.BlockError:
+                        continue
+                    blocks += 1
+                    entries += head.entries
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
             return 0, 0
-        try:
-            for found in segment.scan(fd, final=True):
-                if isinstance(found, segment.Gap):
-                    continue
-                head = found.head
-                if self.acks and self.acks.has(self.stream, head.boot, head.seq):
-                    continue
-                try:
-                    block.read_header(segment.body(fd, found))
-                except block.BlockError:
-                    continue
-                blocks += 1
-                entries += head.entries
         except OSError as error:
-            log.warning("%s: %s can't be read: %s", self.stream, name, error)
-        finally:
-            os.close(fd)
+            self.warn(f"{name} can't be read: {error}")
+            blocks += 1
         return blocks, entries
 
 
@@ -163,9 +176,12 @@ class Quota:
             pass
 
     def drop_acknowledged(self) -> None:
-        """Also of streams that nobody writes any more. Writers look after their own. Raises OSError."""
+        """Also of streams that nobody writes any more. Writers look after their own. What fails has time."""
         for folder in self._folders.values():
-            folder.drop_acknowledged()
+            try:
+                folder.drop_acknowledged()
+            except OSError as error:
+                folder.warn(f"what the cloud has stored can't be dropped: {error}")
 
     def drop_oldest(self) -> bool:
         """Drop the oldest segment of all. False if none may go. Raises OSError."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ SEGMENT_BYTES = 1024 * 1024
 SEGMENT_S = 600
 BLOCK_ENTRIES = 20_000
 """More are split over several blocks; also where `Writer.full` begins."""
+_BEGIN_BITS, _JUMP_BITS = 59, 40
+"""Random bits of a new beginning of the sequence, and of a jump in it: see `Writer._next_seq`."""
 _REMEDIES = {
     errno.ENOSPC: "the flash is full and no segment of this stream is left to drop: lower log.quota_mib",
     errno.EROFS: "the flash is read-only, so the kernel found a fault in it: see the journal, check it",
@@ -112,6 +115,7 @@ class Writer:
         self._queue: deque[_Sealed] = deque()
         self._filling = threading.Lock()
         self._sealing = threading.Lock()
+        self._closed = False
         self._lock_fd: int | None = None
         self._fd: int | None = None
         self._born_us = 0
@@ -159,9 +163,12 @@ class Writer:
     def seal(self) -> BlockId | None:
         """Put all that was appended on flash: encode, one write, fdatasync.
 
-        Returns the last block that is now safe; None if there was nothing to do or the flash fails.
+        Returns the last block that is now safe; None if there was nothing to do, the flash fails, or
+        the writer is closed.
         """
         with self._sealing:
+            if self._closed:
+                return None
             try:
                 if self._lock_fd is None:
                     self._open()
@@ -182,17 +189,15 @@ class Writer:
         """Seal and let go of the stream. The writer can't be used after that."""
         self.seal()
         with self._sealing:
-            self._end_segment()
-            if self._lock_fd is not None:
-                self._disk.close(self._lock_fd)
-                self._lock_fd = None
+            self._closed = True  # a late `seal` would take the lock again, for ever
+            self._let_go()
 
     def _open(self) -> None:
         """Lock the stream and find out how the sequence goes on. Old segments are left as they are."""
         fd = self._disk.open_folder(self._folder.path)
         try:
             self._folder.load()
-            self._stats.next_seq = self._next_seq()
+            self._stats.next_seq = max(self._stats.next_seq, self._next_seq())
         except BaseException:
             self._disk.close(fd)
             raise
@@ -204,21 +209,27 @@ class Writer:
         if self._folder.kept:
             newest = self._folder.kept[-1].name
             following = newest.first_seq + 1
-            fd = os.open(self._folder.path / str(newest), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                for found in segment.scan(fd, final=True):
-                    clean = isinstance(found, segment.Frame)
-                    if isinstance(found, segment.Frame):
-                        following = max(following, found.head.seq + 1)
-            finally:
-                os.close(fd)
+                fd = os.open(self._folder.path / str(newest), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    for found in segment.scan(fd, final=True):
+                        clean = isinstance(found, segment.Frame)
+                        if isinstance(found, segment.Frame):
+                            following = max(following, found.head.seq + 1)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                clean = False
+                log.warning("%s: %s can't be read, the sequence jumps: %s", self.stream, newest, error)
         if self._folder.acks:
             highest = self._folder.acks.highest(self.stream, self._boot)
             following = max(following, -1 if highest is None else highest + 1)
-        if not clean:
-            # Blocks of this same boot may be gone (wiped, damaged) that the cloud has seen. There was less
-            # than one in a millisecond, so the milliseconds of this boot are a number behind all of them.
-            following = max(following, self._clock().monotonic_us // 1000)
+        if not clean and not self._stats.next_seq:
+            # Blocks of this same boot may be gone (wiped, damaged) that the cloud has seen. A damaged segment
+            # held far less than a jump; numbers that are gone altogether are missed by chance. Beginnings
+            # don't add up, and so 2**18 jumps stay below the 2**60 from which the cloud refuses.
+            jump = (1 << _JUMP_BITS) + secrets.randbits(_JUMP_BITS)
+            following = max(secrets.randbits(_BEGIN_BITS), following + jump)
         return following
 
     def _encode(self) -> None:
@@ -271,6 +282,9 @@ class Writer:
 
     def _write(self, frames: bytes) -> None:
         now = self._clock()
+        if self._fd is not None and self._disk.is_gone(self._fd):
+            self._let_go()
+            self._open()
         if self._fd is not None and (
             self._folder.kept[-1].size >= self._segment_bytes
             or now.monotonic_us - self._born_us >= self._segment_us
@@ -305,8 +319,15 @@ class Writer:
 
     def _end_segment(self) -> None:
         if self._fd is not None:
-            self._disk.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            self._disk.close(fd)
+
+    def _let_go(self) -> None:
+        """Of segment and lock. The next `seal` looks anew at what is there."""
+        self._end_segment()
+        if self._lock_fd is not None:
+            fd, self._lock_fd = self._lock_fd, None
+            self._disk.close(fd)
 
     def _fail(self, error: OSError) -> None:
         remedy = _REMEDIES.get(error.errno or 0, "see the journal")
@@ -314,6 +335,9 @@ class Writer:
         if text != self._stats.error:
             log.error("%s", text)
         self._stats.error = text
+        if error.errno in (errno.ENOENT, errno.ESTALE):  # the folder was deleted, or mounted anew
+            with contextlib.suppress(OSError):
+                self._let_go()
         waiting = sum(len(b.raw) for b in self._queue)
         while waiting > self._ram_bytes:
             gone = self._queue.popleft()

@@ -21,6 +21,7 @@ from qemu.control import Control
 from qemu.namespaces import SiteError
 from qemu.promises import eventually
 from qemu.site import IMAGE, PROJECT, Site
+from tests.e2e import lab
 
 
 def test_agent_runs_programs_and_moves_files(site: Site) -> None:
@@ -95,8 +96,7 @@ def test_a_power_cut_keeps_what_was_synced(site: Site) -> None:
     assert not site.machine.powered
     with pytest.raises(SiteError, match="powered off"):
         _ = site.machine.qmp
-    site.power()
-    site.machine.wait_booted()
+    lab.boot(site)
     assert site.machine.boot == boot + 1
     assert agent.read_file("/data/power-cut") == b"kept\n"
     agent.shell("rm /data/power-cut")

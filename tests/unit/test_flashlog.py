@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloudstub.ingest.buffer import Buffer, Received
+from cloudstub.ingest.core import FAR_US, StoreBlock, decide
 from firmware.clock import Instant
-from firmware.wire import block
+from firmware.wire import block, topics
 from firmware.wire.block import Event, Sample
 from services.flashlog import BEGIN, AckBook, Quota, Ranges, Reader, Record, Writer, samples_quota, used_bytes
 from services.flashlog.disk import Disk
@@ -44,6 +48,18 @@ def fill(writer: Writer, blocks: int, start: int = 0) -> list[int]:
     return seqs
 
 
+def unreadable(patch: pytest.MonkeyPatch, error: int) -> None:
+    """From now on no segment can be opened for reading."""
+    real = os.open
+
+    def failing(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        if str(path).endswith(".seg") and not flags & os.O_WRONLY:
+            raise OSError(error, os.strerror(error), str(path))
+        return real(path, flags, *args, **more)
+
+    patch.setattr(os, "open", failing)
+
+
 def seqs(records: list[Record]) -> list[int]:
     return [r.seq for r in records]
 
@@ -64,12 +80,13 @@ def test_what_is_sealed_is_read(tmp_path: Path) -> None:
     reader = Reader(tmp_path)
     assert reader.streams() == ["plc-a"]
     records = list(reader.records("plc-a"))
+    first = records[0].seq
     assert values(tmp_path) == list(range(60))
-    assert [(r.boot, r.seq, r.entries, r.kind) for r in records] == [
-        (BOOT, 5, 20, 0),
-        (BOOT, 6, 20, 0),
-        (BOOT, 7, 20, 0),
-        (BOOT, 8, 1, 1),
+    assert [(r.boot, r.seq - first, r.entries, r.kind) for r in records] == [
+        (BOOT, 0, 20, 0),
+        (BOOT, 1, 20, 0),
+        (BOOT, 2, 20, 0),
+        (BOOT, 3, 1, 1),
     ]
     assert block.decode(records[0].raw).header.offset_us == 10**15
     assert block.decode(records[3].raw).events == [Event(1, "door", data={"open": True})]
@@ -167,7 +184,7 @@ def test_one_writer_per_stream(tmp_path: Path) -> None:
     """A second writer of a stream gets nothing in, says why, and takes over once the first is gone."""
     first = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
     second = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
-    fill(first, 2)
+    written = fill(first, 2)
     second.append(Sample("t", 0, 1, 0, "H"))
     assert second.seal() is None
     assert "another process writes this stream" in second.stats.error
@@ -175,7 +192,17 @@ def test_one_writer_per_stream(tmp_path: Path) -> None:
     sealed = second.seal()
     assert sealed
     assert second.stats.error == ""
-    assert seqs(list(Reader(tmp_path).records("plc-a"))) == [5, 6, 7]
+    assert seqs(list(Reader(tmp_path).records("plc-a"))) == [*written, written[-1] + 1]
+
+
+def test_a_late_seal_does_not_take_the_stream_back(tmp_path: Path) -> None:
+    """A seal that was queued before `close` leaves the lock to the next writer."""
+    first = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
+    fill(first, 2)
+    first.close()
+    first.append(Sample("t", 0, 1, 0, "H"))
+    assert first.seal() is None
+    fill(Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock()), 1)
 
 
 def test_bad_sample_does_not_take_others_along(tmp_path: Path) -> None:
@@ -204,17 +231,17 @@ def test_many_samples_are_several_blocks(tmp_path: Path) -> None:
 def test_sequence_goes_on(tmp_path: Path) -> None:
     """Over restarts and boots; old segments are never touched."""
     first = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
-    fill(first, 3)
+    start = fill(first, 3)[0]
     first.close()
     before = {f: f.read_bytes() for f in (tmp_path / "plc-a").iterdir()}
     writer = Writer(tmp_path, "plc-a", "SP-1", BOOT2, clock=Clock(0))
     fill(writer, 2)
-    assert [(r.boot, r.seq) for r in Reader(tmp_path).records("plc-a")] == [
-        (BOOT, 5),
-        (BOOT, 6),
-        (BOOT, 7),
-        (BOOT2, 8),
-        (BOOT2, 9),
+    assert [(r.boot, r.seq - start) for r in Reader(tmp_path).records("plc-a")] == [
+        (BOOT, 0),
+        (BOOT, 1),
+        (BOOT, 2),
+        (BOOT2, 3),
+        (BOOT2, 4),
     ]
     assert all(f.read_bytes() == data for f, data in before.items())
 
@@ -236,6 +263,66 @@ def test_wiped_log_never_reuses_an_identity(tmp_path: Path, keep_acks: bool) -> 
         clock.us += 20 * 1_000_000  # the time that sealing took
     again = Writer(tmp_path, "plc-a", "SP-1", BOOT, acks=AckBook(tmp_path / "acks"), clock=clock)
     assert used.isdisjoint(fill(again, 20))
+
+
+def test_wiped_after_numbers_of_an_earlier_boot(tmp_path: Path) -> None:
+    """The boot's numbers went on from an earlier boot's: nothing on the gateway tells how far they are."""
+    old = Writer(tmp_path, "plc-a", "SP-1", BOOT2, clock=Clock(777_000_000))
+    fill(old, 1)
+    old.close()
+    clock = Clock(776_990_000)
+    used = set[int]()
+    for _ in range(5):
+        writer = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=clock)
+        new = set(fill(writer, 30))
+        writer.close()
+        assert used.isdisjoint(new)
+        used |= new
+        for file in (tmp_path / "plc-a").iterdir():
+            file.unlink()
+
+
+@pytest.mark.parametrize("drawn", [0, 1], ids=["least", "most"])
+def test_jumps_rise_and_stay_within_what_the_cloud_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: int
+) -> None:
+    """Torn end after torn end; reader, acks and cloud work with such numbers."""
+    monkeypatch.setattr("secrets.randbits", lambda bits: drawn * ((1 << bits) - 1))
+    written: list[int] = []
+    for _ in range(20):
+        writer = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
+        new = fill(writer, 2)
+        writer.close()
+        assert not written or 2**40 <= new[0] - written[-1] <= 2**41
+        written += new
+        with max((tmp_path / "plc-a").iterdir()).open("ab") as file:
+            file.write(b"torn")
+    assert written[-1] + (2**18 - 20) * 2**41 < FAR_US
+    records = list(Reader(tmp_path).records("plc-a"))
+    assert seqs(records) == written
+    acks = AckBook(tmp_path / "acks")
+    acks.add("plc-a", BOOT, written[0], written[1])
+    acks.add("plc-a", BOOT, written[-1], written[-1])
+    acks.save()
+    acks = AckBook(tmp_path / "acks")
+    assert [s for s in written if acks.has("plc-a", BOOT, s)] == [*written[:2], written[-1]]
+    assert acks.highest("plc-a", BOOT) == written[-1]
+    decision = decide(topics.block("SP-1", "live", "plc-a"), records[-1].raw, None, 0)
+    assert isinstance(decision, StoreBlock), decision
+    buffer = Buffer(tmp_path / "buffer.sqlite")
+    assert [buffer.commit([Received(0, decision)]) for _ in range(2)] == [0, 1]
+    buffer.close()
+
+
+def test_unreadable_newest_segment_is_a_damaged_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
+    written = fill(first, 3)
+    first.close()
+    with monkeypatch.context() as patch:
+        unreadable(patch, errno.EIO)
+        again = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
+        assert again.stats.error == ""
+        assert fill(again, 1)[0] > written[-1]
 
 
 def test_reader_notices_a_wiped_log(tmp_path: Path) -> None:
@@ -266,6 +353,37 @@ def test_all_acknowledged_then_restarted(tmp_path: Path) -> None:
     assert writer.stats.dropped_blocks == 0
     writer.close()
     assert Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock(0)).stats.next_seq == written[-1] + 1
+
+
+@pytest.mark.parametrize("wiped", ["files", "folder", "folder made again"])
+def test_wiped_under_a_running_writer(tmp_path: Path, wiped: str) -> None:
+    """What is sealed after that is read, under new numbers."""
+    writer = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
+    written = fill(writer, 3)
+    if wiped == "files":
+        next((tmp_path / "plc-a").iterdir()).unlink()
+    else:
+        shutil.rmtree(tmp_path / "plc-a")
+    if wiped == "folder made again":
+        (tmp_path / "plc-a").mkdir()
+    new = fill(writer, 2)
+    assert new == [written[-1] + 1, written[-1] + 2]
+    assert seqs(list(Reader(tmp_path).records("plc-a"))) == new
+    assert writer.stats.used_bytes == used_bytes(tmp_path)["plc-a"]
+    second = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=Clock())
+    assert "another process writes this stream" in second.stats.error
+
+
+def test_folder_deleted_between_two_segments(tmp_path: Path) -> None:
+    """One seal fails, the next one makes the folder again and stores all."""
+    clock = Clock()
+    writer = Writer(tmp_path, "plc-a", "SP-1", BOOT, clock=clock)
+    shutil.rmtree(tmp_path / "plc-a")
+    writer.append(Sample("t", 0, 1, 0, "I"))
+    assert writer.seal() is None
+    next_seq = writer.stats.next_seq
+    assert fill(writer, 1) == [next_seq]
+    assert seqs(list(Reader(tmp_path).records("plc-a"))) == [next_seq - 1, next_seq]
 
 
 # Room
@@ -363,6 +481,54 @@ def test_damaged_acks_only_cost_a_resend(tmp_path: Path, content: bytes) -> None
     book.add("plc-a", BOOT, 1, 1)
     book.save()
     assert AckBook(tmp_path).has("plc-a", BOOT, 1)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_is_not_taken_for_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """A segment that can't be read just now may hold blocks that the cloud does not have."""
+    acks = AckBook(tmp_path / "acks")
+    writer = Writer(
+        tmp_path, "plc-a", "SP-1", BOOT, acks=AckBook(tmp_path / "acks"), segment_bytes=4096, clock=Clock()
+    )
+    written = fill(writer, 100)
+    segments = writer.stats.segments
+    acks.add("plc-a", BOOT, written[0], written[0])
+    acks.save()
+    with monkeypatch.context() as patch:
+        unreadable(patch, error)
+        writer.seal()
+    assert writer.stats.segments == segments
+    assert seqs(list(Reader(tmp_path).records("plc-a"))) == written
+
+
+def test_dropping_that_fails_is_ridden_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It ends nobody, is said once, and what is on flash stays counted."""
+    disk, quota = Failing(), Quota(1 << 20)
+    acks = AckBook(tmp_path / "acks")
+    writer = Writer(
+        tmp_path, "plc-a", "SP-1", BOOT, quota=quota, acks=AckBook(tmp_path / "acks"), segment_bytes=4096,
+        disk=disk, clock=Clock(),
+    )  # fmt: skip
+    written = fill(writer, 150)
+    before = writer.stats
+    disk.error, disk.at = errno.EROFS, {"remove"}
+    half = written[len(written) // 2]
+    for last in (half, half + 1):  # the first segment stays for its first block, the second can't be removed
+        acks.add("plc-a", BOOT, written[1], last)
+        acks.save()
+        quota.drop_acknowledged()
+        assert writer.stats.segments == before.segments
+        assert writer.stats.used_bytes == before.used_bytes
+    assert disk.calls == 2
+    assert sum("can't be dropped" in r.message for r in caplog.records) == 1
+    disk.error = 0
+    acks.add("plc-a", BOOT, written[0], written[-1])
+    acks.save()
+    quota.drop_acknowledged()
+    assert writer.stats.segments == 1
+    assert writer.stats.used_bytes == used_bytes(tmp_path)["plc-a"]
 
 
 # Damage
