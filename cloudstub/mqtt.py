@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from threading import Thread
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -32,10 +33,14 @@ def client(state: State, name: str, *, manual_ack: bool = False) -> mqtt.Client:
     return made
 
 
-def start(made: mqtt.Client, host: str, port: int, *, keep_session_s: int) -> None:
-    """Connect in a thread of its own, again and again. With `keep_session_s` the broker keeps what is missed."""
+def start(made: mqtt.Client, host: str, port: int, *, keep_session_s: int) -> Thread:
+    """Connect in a thread of its own, again and again; it ends only with `disconnect`, or by a fault.
+
+    With `keep_session_s` the broker keeps what is missed.
+    """
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = keep_session_s
     properties.ReceiveMaximum = WINDOW
     made.connect_async(host, port, keepalive=20, clean_start=keep_session_s == 0, properties=properties)
     made.loop_start()
+    return made._thread or Thread()  # without one it has ended already

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import paho.mqtt.client as mqtt
@@ -28,6 +29,8 @@ GROUP_S = 0.005
 """A commit waits this long for company: one sync for many blocks."""
 KEEP_SESSION_S = 7 * 86400
 RETRY_S = (0.5, 10.0)
+ALIVE_S = 1.0
+"""How often it is looked whether the thread of the MQTT client still runs."""
 
 
 class Item(NamedTuple):
@@ -49,9 +52,10 @@ class Ingest:
         self._client.on_message = self._on_message
 
     def run(self, host: str, port: int) -> None:
-        start(self._client, host, port, keep_session_s=KEEP_SESSION_S)
+        """Raises SystemExit when the client's thread has ended: the group starts this process again."""
+        network = start(self._client, host, port, keep_session_s=KEEP_SESSION_S)
         while True:
-            self._commit(self._group())
+            self._commit(self._group(network))
 
     def _on_connect(self, *args: Any) -> None:
         reason = args[3]
@@ -66,6 +70,17 @@ class Ingest:
         log.warning("connection to the broker lost: %s", args[3])
 
     def _on_message(self, _client: mqtt.Client, _userdata: Any, message: mqtt.MQTTMessage) -> None:
+        try:
+            waits = self._take(message)
+        except Exception:
+            # Left unacknowledged it would come back, and end this thread each time.
+            log.exception("a message on %r is left out by a fault of this program", message.topic)
+            waits = False
+        if not waits:
+            self._client.ack(message.mid, message.qos)
+
+    def _take(self, message: mqtt.MQTTMessage) -> bool:
+        """Whether it waits for the commit, which acknowledges it."""
         now_us = time.time_ns() // 1000
         reference = getattr(message.properties, "CorrelationData", None)
         match decide(message.topic, message.payload, reference, now_us):
@@ -75,12 +90,12 @@ class Ingest:
                 pass
             case what:
                 self._queue.put(Item(message.mid, message.qos, Received(now_us, what)))
-                return
-        self._client.ack(message.mid, message.qos)
+                return True
+        return False
 
-    def _group(self) -> list[Item]:
+    def _group(self, network: Thread) -> list[Item]:
         """At least one item, and what else comes within a few milliseconds."""
-        items = [self._queue.get()]
+        items = [self._first(network)]
         until = time.monotonic() + GROUP_S
         while len(items) < GROUP:
             try:
@@ -88,6 +103,15 @@ class Ingest:
             except queue.Empty:
                 break
         return items
+
+    def _first(self, network: Thread) -> Item:
+        while True:
+            ended = not network.is_alive()  # looked at first: what it queued before it ended is still taken
+            try:
+                return self._queue.get(timeout=ALIVE_S)
+            except queue.Empty:
+                if ended:
+                    sys.exit("the MQTT client's thread has ended")
 
     def _commit(self, items: list[Item]) -> None:
         pause = RETRY_S[0]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cloudstub.ingest.core import Refuse, StoreBlock, StoreClock, StoreStatus
 from cloudstub.ingest.times import Clock
 from cloudstub.stores.sqlite import connect, transaction
-from firmware.wire.block import Kind
+from firmware.wire.block import HEAD_SIZE, BlockError, Kind, peek
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS inbox (
@@ -154,18 +154,23 @@ class Buffer:
 
     # The movers' side.
 
-    def waiting(self, kinds: Sequence[Row], *, rows: int = 500, size: int = 8 << 20) -> list[Waiting]:
-        """The oldest rows of these kinds, at most so many and about `size` bytes."""
+    def waiting(
+        self, kinds: Sequence[Row], *, rows: int = 500, size: int = 8 << 20, entries: int = 200_000
+    ) -> list[Waiting]:
+        """The oldest rows of these kinds: at most so many, with so many unpacked bytes and entries; at least one."""
         marks = ", ".join("?" * len(kinds))
-        found = []
+        found: list[Waiting] = []
         for row in self._db.execute(
             f"SELECT id, received_us, device, kind, data FROM inbox WHERE kind IN ({marks}) ORDER BY id LIMIT ?",
             (*map(int, kinds), rows),
         ):
-            found.append(Waiting(*row))
-            size -= len(row[4])
-            if size <= 0:
+            waiting = Waiting(*row)
+            unpacked, count = _unpacked(waiting)
+            size -= unpacked
+            entries -= count
+            if found and min(size, entries) < 0:
                 break
+            found.append(waiting)
         return found
 
     def done(self, rows: Iterable[Waiting], unreadable: Iterable[tuple[Waiting, str]] = ()) -> None:
@@ -242,6 +247,19 @@ class Buffer:
             ).fetchone()
         )
         return int(row[0]) if row else None
+
+
+def _unpacked(row: Waiting) -> tuple[int, int]:
+    """Bytes and entries that a row has when unpacked: a block of 145 bytes may hold 65,536 values."""
+    size = len(row.data)
+    if row.kind == Row.STATUS:
+        return size, 1
+    try:
+        entries = peek(row.data).entries
+    except BlockError:  # the mover sets it aside
+        return size, 1
+    raw_len = int.from_bytes(row.data[HEAD_SIZE - 8 : HEAD_SIZE - 4], "little")  # docs/block-format.md
+    return max(size, raw_len), entries
 
 
 def health(db: sqlite3.Connection) -> dict[str, int]:

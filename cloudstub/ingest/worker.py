@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +20,10 @@ from cloudstub.ingest.times import RESTAMP_US, Epoch, epoch_of
 from cloudstub.process import ready, serve_until_terminated
 from cloudstub.state import State
 from cloudstub.stores.ledger import Change, Known
-from cloudstub.stores.platform import PlatformWriter, StampedEvents
+from cloudstub.stores.platform import PlatformWriter, StampedEvents, StampedStatus
 from cloudstub.stores.series import SqliteSeriesWriter, StampedBlock
 from firmware.wire import messages
-from firmware.wire.block import Block, BlockError, Header, decode
+from firmware.wire.block import Block, BlockError, BlockId, Header, decode
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ RETRY_S = (0.5, 10.0)
 class Stamped(Protocol):
     """What both stores do alike: remember epochs of blocks, and change them."""
 
-    def known(
-        self, device: str, boot: bytes | None, span_us: tuple[int, int] | None = None
-    ) -> list[Known]: ...
+    def known(self, device: str, boot: bytes, span_us: tuple[int, int]) -> list[Known]: ...
+    def estimated(self, device: str) -> Iterator[BlockId]: ...
+    def reestimate(self, latest: BlockId, wall_error_us: int, tolerance_us: int) -> int: ...
     def restamp(self, changes: Sequence[Change], clock: int) -> None: ...
     def clock_done(self) -> int: ...
 
@@ -78,8 +78,12 @@ def epoch(buffer: Buffer, header: Header) -> Epoch:
 def restamp(buffer: Buffer, store: Stamped) -> None:
     """Correct what is stored by reports that came later: estimated times, and times that a nearer report improves."""
     for number, device, clock in buffer.clocks_since(store.clock_done()):
-        span = buffer.report_gap(device, clock)
-        blocks = store.known(device, clock.boot, span) + store.known(device, None)
+        for latest in store.estimated(device):
+            if not buffer.clocks_near(device, latest.boot, 0):  # a boot with reports is dealt with by those
+                wall_error_us = buffer.next_wall_error(*latest) or 0
+                while store.reestimate(latest, wall_error_us, RESTAMP_US):
+                    pass
+        blocks = store.known(device, clock.boot, buffer.report_gap(device, clock))
         store.restamp(_changes(buffer, blocks), number)
 
 
@@ -118,14 +122,14 @@ def platform_mover(buffer: Buffer, store: PlatformWriter) -> Mover:
             try:
                 if row.kind == Row.STATUS:
                     status = messages.decode(row.data, messages.Status)
-                    statuses.append((row.device, row.received_us, status))
+                    statuses.append(StampedStatus.of(row.device, row.received_us, status))
                 else:
                     block = _decode(row)
                     at = epoch(buffer, block.header)
                     blocks.append(
                         StampedEvents(block.header, block.events, at.epoch_us, at.estimated, row.received_us)
                     )
-            except (BlockError, OverflowError, messages.MessageError) as error:
+            except (BlockError, OverflowError, RecursionError, messages.MessageError) as error:
                 unreadable.append((row, str(error)))
         store.put(statuses, blocks)
         return unreadable

@@ -25,6 +25,20 @@ CREATE TABLE IF NOT EXISTS events (
 """
 
 
+class StampedStatus(NamedTuple):
+    """A status as it is stored."""
+
+    device: str
+    received_us: int
+    status: Status
+    observed: str
+
+    @classmethod
+    def of(cls, device: str, received_us: int, status: Status) -> StampedStatus:
+        """Raises RecursionError when the observed documents are nested too deep."""
+        return cls(device, received_us, status, msgspec.json.encode(status.observed).decode())
+
+
 class StampedEvents(NamedTuple):
     """A decoded block of events with the epoch that its times count from."""
 
@@ -63,11 +77,11 @@ class PlatformWriter(SqliteLedger):
     def __init__(self, path: Path, *, busy_s: float = 10.0) -> None:
         super().__init__(path, "event_blocks", Kind.EVENTS, _SCHEMA, busy_s=busy_s)
 
-    def put(self, statuses: Sequence[tuple[str, int, Status]], blocks: Sequence[StampedEvents]) -> int:
-        """Store statuses (device, received_us, status) and events. Returns how many events were new."""
+    def put(self, statuses: Sequence[StampedStatus], blocks: Sequence[StampedEvents]) -> int:
+        """Store statuses and events. Returns how many events were new."""
         with transaction(self._db):
-            for device, received_us, status in statuses:
-                self._put_status(device, received_us, status)
+            for status in statuses:
+                self._put_status(*status)
             return sum(self._put_events(block) for block in blocks)
 
     def seen(self, devices: dict[str, int]) -> None:
@@ -79,7 +93,7 @@ class PlatformWriter(SqliteLedger):
                 devices.items(),
             )
 
-    def _put_status(self, device: str, received_us: int, status: Status) -> None:
+    def _put_status(self, device: str, received_us: int, status: Status, observed: str) -> None:
         self._db.execute("INSERT OR IGNORE INTO gateways (device) VALUES (?)", (device,))
         self._db.execute(
             "UPDATE gateways SET since_us = CASE WHEN online = ?1 AND since_us THEN since_us ELSE ?2 END,"
@@ -89,13 +103,7 @@ class PlatformWriter(SqliteLedger):
         if status.online:  # the last will knows nothing of the services
             self._db.execute(
                 "UPDATE gateways SET version = ?, boot = ?, observed = ?, observed_us = ? WHERE device = ?",
-                (
-                    status.version,
-                    status.boot,
-                    msgspec.json.encode(status.observed).decode(),
-                    received_us,
-                    device,
-                ),
+                (status.version, status.boot, observed, received_us, device),
             )
 
     def _put_events(self, block: StampedEvents) -> int:

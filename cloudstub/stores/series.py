@@ -23,7 +23,6 @@ from firmware.wire.block import BlockId, Header, Kind, Sample, Value
 
 _SCHEMA = """
 CREATE INDEX IF NOT EXISTS blocks_boot ON blocks (device, boot, last_us);
-CREATE INDEX IF NOT EXISTS blocks_estimated ON blocks (device) WHERE estimated;
 CREATE TABLE IF NOT EXISTS tags (
     id INTEGER PRIMARY KEY, device TEXT NOT NULL, stream TEXT NOT NULL, name TEXT NOT NULL,
     type TEXT NOT NULL, count INTEGER NOT NULL DEFAULT 0, UNIQUE (device, stream, name));
@@ -78,8 +77,17 @@ class SeriesWriter(Protocol):
     def put(self, blocks: Iterable[StampedBlock]) -> int:
         """Store blocks; one that is there already is skipped. Returns how many samples were new."""
 
-    def known(self, device: str, boot: bytes | None, span_us: tuple[int, int] | None = None) -> list[Known]:
-        """Blocks of a gateway: all of one boot that touch a span of its monotonic time, or all estimated ones."""
+    def known(self, device: str, boot: bytes, span_us: tuple[int, int]) -> list[Known]:
+        """Blocks of a gateway's boot that touch a span of its monotonic time."""
+
+    def estimated(self, device: str) -> Iterator[BlockId]:
+        """The latest block of each stream and boot of a gateway that have estimated times."""
+
+    def reestimate(self, latest: BlockId, wall_error_us: int, tolerance_us: int) -> int:
+        """Let estimated times of the block's stream and boot assume this error of the wall clock.
+
+        Those that do within a tolerance stay. Changes a limited number of blocks; returns how many. 0: all are right.
+        """
 
     def restamp(self, changes: Sequence[Change], clock: int) -> None:
         """Give blocks other epochs, and note that clock report number `clock` is dealt with."""

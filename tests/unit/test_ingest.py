@@ -10,15 +10,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paho.mqtt.enums import CallbackAPIVersion
 
 from cloudstub.broker import ACCESS, configuration
+from cloudstub.ingest import __main__ as receiver
 from cloudstub.ingest.buffer import Buffer, Received, Row
 from cloudstub.ingest.core import AnswerTime, Refuse, StoreBlock, StoreClock, StoreStatus, decide, ranges
 from cloudstub.ingest.worker import platform_mover, series_mover
 from cloudstub.state import State
+from cloudstub.stores import ledger
 from cloudstub.stores.platform import PlatformReader, PlatformWriter
 from cloudstub.stores.series import Point, SqliteSeriesReader, SqliteSeriesWriter
 from firmware.wire import messages, topics
@@ -147,6 +151,25 @@ def test_a_failed_commit_keeps_nothing(tmp_path: Path) -> None:
     assert buffer.commit([store_block(block(1))]) == 0
 
 
+def booleans(seq: int) -> bytes:
+    return encode_samples(BlockId("D", "plc-a", A, seq), [Sample("t", 1, True, 0, "?")] * 65_536, EPOCH)
+
+
+def long_text(seq: int) -> bytes:
+    return encode_samples(BlockId("D", "plc-a", A, seq), [Sample("t", 1, "x" * (7 << 20), 0, "s")], EPOCH)
+
+
+@pytest.mark.parametrize(("make", "together"), [(booleans, 3), (long_text, 1)])
+def test_a_batch_is_bounded_by_what_it_unpacks_to(tmp_path: Path, make: Any, together: int) -> None:
+    """Blocks of a few hundred bytes that unpack to 65,536 values, or to megabytes of text."""
+    buffer = Buffer(tmp_path / "b.db", durable=False)
+    buffer.commit(store_block(make(seq)) for seq in range(5))
+    rows = buffer.waiting([Row.SAMPLES])
+    assert len(rows) == together
+    assert sum(len(row.data) for row in rows) < 5000
+    assert len(buffer.waiting([Row.SAMPLES], size=1)) == len(buffer.waiting([Row.SAMPLES], entries=1)) == 1
+
+
 # Stores.
 
 _VALUES = st.one_of(
@@ -264,6 +287,41 @@ def test_boot_without_report_uses_the_next_boots_error(flow: Flow) -> None:
     assert times(flow) == [(1.0, 1000, False), (2.0, 1000, True), (3.0, 1000, False)]
 
 
+def test_a_report_touches_only_estimates_that_it_changes(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In slices, each a transaction of its own; a report that says the same loads and changes no block.
+
+    Shows: X37
+    """
+    monkeypatch.setattr(ledger, "SLICE", 2)
+    loaded: list[int] = []
+    real = ledger.SqliteLedger._find
+
+    def find(self: Any, *args: Any) -> Any:
+        found = real(self, *args)
+        loaded.append(len(found))
+        return found
+
+    monkeypatch.setattr(ledger.SqliteLedger, "_find", find)
+    flow.buffer.commit(
+        [store_block(block(n, boot=A, offset_us=EPOCH - DAY_US)) for n in range(5)]
+        + [store_block(block(n, boot=B, offset_us=EPOCH + DAY_US)) for n in range(5, 8)]
+    )
+    flow.move()
+    assert [estimated for _, _, estimated in times(flow)] == [True] * 8
+    flow.buffer.commit([clock(C, 1, EPOCH, wall_error_us=DAY_US)])
+    flow.move()
+    assert [t for _, t, _ in times(flow)] == [1000 - 2 * DAY_US] * 5 + [1000] * 3
+    assert max(loaded) == 2
+    loaded.clear()
+    flow.buffer.commit([clock(C, 2, EPOCH, wall_error_us=DAY_US + 50_000)])
+    flow.move()
+    assert [t for _, t, _ in times(flow)] == [1000 - 2 * DAY_US] * 5 + [1000] * 3
+    assert sum(loaded) == 0
+    flow.buffer.commit([clock(B, 1, EPOCH, wall_error_us=-DAY_US)])
+    flow.move()
+    assert times(flow) == [(n, 1000, n < 5) for n in range(8)]
+
+
 def test_nearest_report_counts_and_small_differences_rewrite_nothing(flow: Flow) -> None:
     """A clock that drifts by 10 s over an hour: blocks take the nearer report, also one that comes later.
 
@@ -364,6 +422,78 @@ def test_a_block_that_only_the_mover_finds_bad_is_set_aside(flow: Flow) -> None:
     flow.move()
     assert [p.value for p in flow.points()] == [2.0]
     assert flow.buffer.waiting([Row.SAMPLES]) == []
+
+
+@pytest.mark.parametrize("deep_in", ["decoding", "encoding"])
+def test_a_status_nested_too_deep_is_set_aside(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, deep_in: str
+) -> None:
+    """It would end the mover each time, and hold up everything behind it."""
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    real = messages.decode
+
+    def decode(data: bytes, type_: Any) -> Any:
+        if b"deep" not in data:
+            return real(data, type_)
+        if deep_in == "decoding":
+            raise RecursionError
+        return Status(True, "deep", observed={"plc": {"deep": deep}})
+
+    monkeypatch.setattr(messages, "decode", decode)
+    for data in (b'{"online":true,"version":"deep"}', b'{"online":true,"version":"2"}'):
+        flow.buffer.commit([Received(1, StoreStatus("D", data))])
+    flow.move()
+    assert flow.buffer.waiting([Row.STATUS]) == []
+    with closing(PlatformReader(flow.state.platform)) as reader:
+        assert [g.version for g in reader.gateways()] == ["2"]
+
+
+# The process that receives.
+
+
+class Client:
+    """Stands for the MQTT client; keeps what is acknowledged."""
+
+    def __init__(self) -> None:
+        self.acked: list[tuple[int, int]] = []
+
+    def ack(self, mid: int, qos: int) -> None:
+        self.acked.append((mid, qos))
+
+
+def test_a_fault_of_ours_costs_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Acknowledged, so that it does not come back; the client's thread goes on."""
+
+    def fault(*_: Any) -> None:
+        raise RecursionError("too deep")
+
+    client = Client()
+    monkeypatch.setattr(receiver, "client", lambda *_, **__: client)
+    monkeypatch.setattr(receiver, "decide", fault)
+    message = mqtt.MQTTMessage(mid=7, topic=topics.up("D", "status").encode())
+    message.qos = 1
+    receiver.Ingest(State(tmp_path))._on_message(None, None, message)  # type: ignore[arg-type]
+    assert client.acked == [(7, 1)]
+    assert "'sp/v1/D/up/status' is left out by a fault of this program" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_process_ends_with_the_clients_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group then starts it again."""
+
+    def fault(*_: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    monkeypatch.setattr(client, "reconnect", fault)
+    monkeypatch.setattr(receiver, "client", lambda *_, **__: client)
+    monkeypatch.setattr(receiver, "ALIVE_S", 0.01)
+    with pytest.raises(SystemExit, match="thread has ended"):
+        receiver.Ingest(State(tmp_path)).run("127.0.0.1", 1)
 
 
 # Broker.
