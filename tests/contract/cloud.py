@@ -104,7 +104,10 @@ class Cloud:
             for child in (
                 Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
             ):
-                line = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                try:
+                    line = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                except FileNotFoundError:  # it has just ended
+                    continue
                 if mark in line:
                     found[name] = int(child)
         return found

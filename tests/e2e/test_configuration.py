@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from qemu.namespaces import SiteError
 from qemu.promises import eventually
 from qemu.site import Site
 from tests.e2e import lab
@@ -44,7 +45,7 @@ def test_unconfirmed_change_that_cuts_off_rolls_back(site: Site) -> None:
         "gateway": "172.31.9.1",
         "dns": ["172.31.9.1"],
     }
-    lab.configure(site, json.dumps(wrong), "--confirm-within", "45")
+    lab.configure(site, json.dumps(wrong), "--confirm-within", "30")
     eventually(
         lambda: agent.shell("ip -4 -o address show dev wan0"),
         done=lambda text: "172.31.9.5" in text,
@@ -76,6 +77,10 @@ def test_power_cut_keeps_what_was_confirmed_and_drops_what_was_not(site: Site) -
     confirmed = agent.run("sallyport", "config", "show").stdout
     assert "interval_ms = 2000" in confirmed
     lab.configure(site, lab.counter_document(interval_ms=3000), "--confirm-within", "3600")
+    boot = site.machine.boot
     site.power_cut()
+    with pytest.raises(SiteError, match="powered off"):
+        _ = site.machine.qmp
     lab.boot(site)
+    assert site.machine.boot == boot + 1
     assert site.machine.agent.run("sallyport", "config", "show").stdout == confirmed

@@ -21,7 +21,6 @@ from qemu.control import Control
 from qemu.namespaces import SiteError
 from qemu.promises import eventually
 from qemu.site import IMAGE, PROJECT, Site
-from tests.e2e import lab
 
 
 def test_agent_runs_programs_and_moves_files(site: Site) -> None:
@@ -86,20 +85,6 @@ def test_the_site_command_reaches_the_gateway(site: Site, capsys: pytest.Capture
         assert "closed both ways" in capsys.readouterr().out
         assert cli.main(["--state", str(site.state), "boot"]) == 1
         assert "powered on already" in capsys.readouterr().err
-
-
-def test_a_power_cut_keeps_what_was_synced(site: Site) -> None:
-    """After a power cut the disks are as the guest had synced them, and the machine boots again."""
-    agent, boot = site.machine.agent, site.machine.boot
-    agent.shell("echo kept > /data/power-cut && sync /data/power-cut")
-    site.power_cut()
-    assert not site.machine.powered
-    with pytest.raises(SiteError, match="powered off"):
-        _ = site.machine.qmp
-    lab.boot(site)
-    assert site.machine.boot == boot + 1
-    assert agent.read_file("/data/power-cut") == b"kept\n"
-    agent.shell("rm /data/power-cut")
 
 
 def test_an_accelerator_is_tried_with_the_real_kernel() -> None:

@@ -97,7 +97,8 @@ def test_wan_cut_and_power_cut(site: Site, since_us: int) -> None:
     assert times == sorted(times)
     for one, next_ in pairwise(found):
         if next_.value == one.value + 1:
-            assert 0.5 <= next_.time_s - one.time_s <= 2.5, (one, next_)
+            # The first poll of a connection comes at once, the second on the grid of the interval.
+            assert 0 < next_.time_s - one.time_s <= 2.5, (one, next_)
 
 
 def test_boot_without_wan_logs_from_the_first_poll(site: Site, since_us: int) -> None:
