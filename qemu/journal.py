@@ -34,8 +34,11 @@ class Entry:
 
     @property
     def monotonic_s(self) -> float:
-        """Seconds since this boot."""
-        return int(self.fields.get("__MONOTONIC_TIMESTAMP", 0)) / 1e6
+        """Seconds since this boot, by the sender's clock: the journal reads the kernel's first lines late."""
+        fields = self.fields
+        return (
+            int(fields.get("_SOURCE_MONOTONIC_TIMESTAMP") or fields.get("__MONOTONIC_TIMESTAMP") or 0) / 1e6
+        )
 
     @property
     def priority(self) -> int:
