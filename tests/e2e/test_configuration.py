@@ -78,9 +78,12 @@ def test_power_cut_keeps_what_was_confirmed_and_drops_what_was_not(site: Site) -
     assert "interval_ms = 2000" in confirmed
     lab.configure(site, lab.counter_document(interval_ms=3000), "--confirm-within", "3600")
     boot = site.machine.boot
+    agent.shell("echo kept > /data/power-cut && sync /data/power-cut")
     site.power_cut()
     with pytest.raises(SiteError, match="powered off"):
         _ = site.machine.qmp
     lab.boot(site)
     assert site.machine.boot == boot + 1
+    assert agent.read_file("/data/power-cut") == b"kept\n"
+    agent.shell("rm /data/power-cut")
     assert site.machine.agent.run("sallyport", "config", "show").stdout == confirmed
